@@ -1,0 +1,102 @@
+//! The blocking pool: what [`Files`](super::Files) does where `io_uring` is refused.
+//!
+//! Tokio's pool of blocking threads does the work, at most [`OPERATIONS_MAX`] operations at once for each worker. A
+//! dropped future leaves its operation to run to its end; its result is dropped there.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, pread};
+use tokio::sync::Semaphore;
+
+use super::files::Stat;
+
+/// How many operations of one worker run at once, each on a thread of its own; more wait for their turn.
+const OPERATIONS_MAX: u32 = 64;
+
+/// The pool as one worker uses it. A clone shares the bound.
+#[derive(Clone)]
+pub(super) struct Pool {
+    capacity: Arc<Semaphore>,
+}
+
+impl Pool {
+    pub(super) fn new() -> Self {
+        Self { capacity: Arc::new(Semaphore::new(OPERATIONS_MAX as usize)) }
+    }
+
+    pub(super) async fn open(&self, path: &Path, flags: i32) -> io::Result<File> {
+        let path = path.to_owned();
+        self.run(move || OpenOptions::new().read(true).custom_flags(flags).open(path)).await
+    }
+
+    pub(super) async fn stat(&self, path: &Path) -> io::Result<Stat> {
+        let path = path.to_owned();
+        self.run(move || std::fs::metadata(path).map(|metadata| Stat::from(&metadata))).await
+    }
+
+    /// Reads into the spare capacity of `buffer` until it holds `end` bytes or the file ends.
+    pub(super) async fn read(
+        &self,
+        file: &Arc<File>,
+        mut buffer: Vec<u8>,
+        end: usize,
+        offset: u64,
+    ) -> io::Result<Vec<u8>> {
+        let file = Arc::clone(file);
+        self.run(move || {
+            while buffer.len() < end {
+                let at = offset + buffer.len() as u64;
+                match pread(&*file, spare_capacity(&mut buffer), at) {
+                    Ok(0) => break,
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            buffer.truncate(end);
+            Ok(buffer)
+        })
+        .await
+    }
+
+    pub(super) async fn populate(&self, file: &Arc<File>, offset: u64, len: u32) -> io::Result<()> {
+        let file = Arc::clone(file);
+        self.run(move || {
+            let Some(window) = NonZeroU64::new(u64::from(len)) else { return Ok(()) };
+            // Advice that is not taken only makes the read below slower.
+            let _ = fadvise(&*file, offset, Some(window), Advice::WillNeed);
+            loop {
+                match pread(&*file, &mut [0_u8], offset + u64::from(len) - 1) {
+                    Err(Errno::INTR) => {}
+                    result => return Ok(result.map(drop)?),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until no operation is under way.
+    pub(super) async fn drain(&self) {
+        // Never closed, so this ends with all permits in hand, or is cancelled.
+        drop(self.capacity.acquire_many(OPERATIONS_MAX).await);
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let permit = Arc::clone(&self.capacity).acquire_owned().await.map_err(io::Error::other)?;
+        let run = move || {
+            let result = work();
+            drop(permit);
+            result
+        };
+        tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+    }
+}
