@@ -2,6 +2,9 @@
 
 #![warn(missing_docs)]
 
+pub mod body;
 pub mod http;
+pub mod metrics;
 pub mod oci;
 pub mod sys;
+pub mod watermark;

@@ -1,0 +1,475 @@
+//! The body of a response, before it meets a transport.
+//!
+//! A body yields [`Chunk`]s: bytes in memory, or a [`Region`] of a file that the transport may send without the bytes
+//! ever entering user space. What a body promises it keeps or breaks loudly: once a length is known, a stream that ends
+//! before it or runs past it ends in an error and never in a clean end, because a clean end is what makes a reader
+//! believe that it has the whole.
+//!
+//! Nothing here does I/O or knows HTTP. A body may be `!Send`: it lives and dies on the worker that made it. Dropping
+//! one drops its stream and its file handles and nothing else.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt;
+use std::fs::File;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+/// The longest region that one chunk carries, in bytes.
+///
+/// Long enough that the per-chunk work vanishes beside `sendfile`, short enough that several connections on one thread
+/// take turns and that one window of read-ahead stays a small piece of the page cache.
+pub const MAX_REGION: usize = 4 << 20;
+
+/// A piece of a body.
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// Bytes in memory. May be empty; an empty chunk is not the end.
+    Bytes(Bytes),
+    /// Bytes that are in a file.
+    Region(Region),
+}
+
+impl Chunk {
+    /// The chunk's length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Region(region) => region.len,
+        }
+    }
+
+    /// Whether the chunk carries no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Bytes> for Chunk {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl From<Region> for Chunk {
+    fn from(region: Region) -> Self {
+        Self::Region(region)
+    }
+}
+
+/// A run of bytes of a file: `1 <= len <= MAX_REGION`.
+///
+/// The bytes must be there when the region is yielded: a file that turns out shorter fails the connection.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// The file, open for reading.
+    pub file: Arc<File>,
+    /// Where the run begins, in bytes from the file's start.
+    pub offset: u64,
+    /// How many bytes it has.
+    pub len: usize,
+}
+
+/// Why a body could not be produced to its end. The peer sees a reset connection, never a clean end.
+pub struct BodyError(Box<dyn Error + Send + Sync>);
+
+impl BodyError {
+    /// Wraps the cause; a `&str` or a `String` will do.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+
+    /// The cause, for a caller that can act on a particular one.
+    pub fn cause(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BodyError").field(&self.0).finish()
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for BodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        // The wrapper says what its cause says, so the chain goes on below the cause.
+        self.0.source()
+    }
+}
+
+/// The stream behind [`Body::stream`].
+type ChunkStream = Pin<Box<dyn Stream<Item = Result<Chunk, BodyError>>>>;
+
+/// The body of a response. See the module's doc for what it promises.
+pub struct Body(Inner);
+
+enum Inner {
+    Empty,
+    Bytes(Bytes),
+    /// Invariant: `remaining >= 1`, and `offset + remaining` fits `u64`.
+    File {
+        file: Arc<File>,
+        offset: u64,
+        remaining: u64,
+    },
+    /// `remaining` counts down if the length was announced. `last` is the chunk that made it 0, which waits for the
+    /// stream to end well.
+    Stream {
+        stream: ChunkStream,
+        remaining: Option<u64>,
+        last: Option<Chunk>,
+    },
+    /// The parts that are left, the one under way first.
+    Multi(VecDeque<Body>),
+}
+
+impl Body {
+    /// A body of no bytes.
+    pub const fn empty() -> Self {
+        Self(Inner::Empty)
+    }
+
+    /// A body that is in memory and goes out as one chunk.
+    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() { Self::empty() } else { Self(Inner::Bytes(bytes)) }
+    }
+
+    /// The `len` bytes of `file` from `offset` on, yielded as regions of at most [`MAX_REGION`] bytes.
+    ///
+    /// The caller has made sure that the file has them. A `len` of 0 is the empty body. A run that would pass the end
+    /// of what 64 bits can address is a body that fails at its first poll.
+    pub fn file(file: Arc<File>, offset: u64, len: u64) -> Self {
+        if len == 0 {
+            return Self::empty();
+        }
+        if offset.checked_add(len).is_none() {
+            let error = BodyError::new(format!("{len} bytes from offset {offset} pass the end of any file"));
+            return Self::stream(futures_util::stream::once(async { Err(error) }), Some(len));
+        }
+        Self(Inner::File { file, offset, remaining: len })
+    }
+
+    /// A body that a stream produces: a growing file, bytes passed through from upstream.
+    ///
+    /// With `Some(len)` the stream must yield exactly `len` bytes and then end: ending early is an error, and so is a
+    /// chunk that would go past `len`. The chunk that completes `len` is yielded only when the stream has ended, so a
+    /// stream that fails at its very end never leaves a body behind that looks whole. With `None` the length is unknown
+    /// and the stream's own end is the end.
+    pub fn stream<S>(stream: S, len: Option<u64>) -> Self
+    where
+        S: Stream<Item = Result<Chunk, BodyError>> + 'static,
+    {
+        Self(Inner::Stream { stream: Box::pin(stream), remaining: len, last: None })
+    }
+
+    /// The same body, held to `len` bytes as [`stream`](Self::stream) does it.
+    #[must_use]
+    pub fn with_size(mut self, len: u64) -> Self {
+        Self::stream(futures_util::stream::poll_fn(move |cx| self.poll_chunk(cx)), Some(len))
+    }
+
+    /// Bodies one after the other, each behind bytes of its own (a part's header in `multipart/byteranges`, RFC 9110
+    /// section 14.6), and `trailer` at the end.
+    pub fn multipart(parts: Vec<(Bytes, Body)>, trailer: Bytes) -> Self {
+        let mut bodies = VecDeque::with_capacity(parts.len() * 2 + 1);
+        for (header, body) in parts {
+            bodies.push_back(Self::bytes(header));
+            bodies.push_back(body);
+        }
+        bodies.push_back(Self::bytes(trailer));
+        Self(Inner::Multi(bodies))
+    }
+
+    /// The next chunk, or `None` after the last.
+    ///
+    /// After `None` or an error the body is over: what follows is `None`, so the caller must remember an error that it
+    /// took. A region that was yielded is the caller's: the body keeps no track of it.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BodyError>>> {
+        loop {
+            match &mut self.0 {
+                Inner::Empty => return Poll::Ready(None),
+                Inner::Bytes(bytes) => {
+                    let bytes = std::mem::take(bytes);
+                    self.0 = Inner::Empty;
+                    return Poll::Ready(Some(Ok(Chunk::Bytes(bytes))));
+                }
+                Inner::File { .. } => return Poll::Ready(self.take_region().map(|region| Ok(region.into()))),
+                Inner::Stream { stream, remaining, last } => {
+                    let taken = ready!(poll_stream(stream, remaining, last, cx));
+                    let over = remaining.is_some_and(|left| left == 0) || !matches!(taken, Some(Ok(_)));
+                    if over {
+                        self.0 = Inner::Empty;
+                    }
+                    return Poll::Ready(taken);
+                }
+                Inner::Multi(bodies) => {
+                    let Some(first) = bodies.front_mut() else {
+                        self.0 = Inner::Empty;
+                        continue;
+                    };
+                    match ready!(first.poll_chunk(cx)) {
+                        Some(Ok(chunk)) => return Poll::Ready(Some(Ok(chunk))),
+                        Some(Err(error)) => {
+                            self.0 = Inner::Empty;
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                        None => drop(bodies.pop_front()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the next chunk if it is a region that is there without waiting; `None` says nothing about what comes.
+    ///
+    /// For a transport that reads ahead in the file while it sends what it took before.
+    pub fn take_region(&mut self) -> Option<Region> {
+        match &mut self.0 {
+            Inner::File { file, offset, remaining } => {
+                let len = usize::try_from(*remaining).map_or(MAX_REGION, |left| left.min(MAX_REGION));
+                let region = Region { file: Arc::clone(file), offset: *offset, len };
+                *offset += len as u64;
+                *remaining -= len as u64;
+                if *remaining == 0 {
+                    self.0 = Inner::Empty;
+                }
+                Some(region)
+            }
+            Inner::Multi(bodies) => bodies.front_mut().and_then(Self::take_region),
+            Inner::Empty | Inner::Bytes(_) | Inner::Stream { .. } => None,
+        }
+    }
+
+    /// How many bytes are still to come, if that is known exactly.
+    pub fn size(&self) -> Option<u64> {
+        match &self.0 {
+            Inner::Empty => Some(0),
+            Inner::Bytes(bytes) => Some(bytes.len() as u64),
+            Inner::File { remaining, .. } => Some(*remaining),
+            Inner::Stream { remaining, last, .. } => {
+                let held = last.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                remaining.map(|left| left + held)
+            }
+            Inner::Multi(bodies) => {
+                bodies.iter().try_fold(0_u64, |sum, body| body.size().and_then(|size| sum.checked_add(size)))
+            }
+        }
+    }
+
+    /// Whether nothing follows any more, no error either. `false` is no promise that something does.
+    pub fn is_end(&self) -> bool {
+        match &self.0 {
+            Inner::Empty => true,
+            Inner::Bytes(_) | Inner::File { .. } | Inner::Stream { .. } => false,
+            Inner::Multi(bodies) => bodies.iter().all(Self::is_end),
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::bytes(bytes)
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variant = match &self.0 {
+            Inner::Empty => "Empty",
+            Inner::Bytes(_) => "Bytes",
+            Inner::File { .. } => "File",
+            Inner::Stream { .. } => "Stream",
+            Inner::Multi(_) => "Multi",
+        };
+        f.debug_struct("Body").field("kind", &variant).field("size", &self.size()).finish()
+    }
+}
+
+/// Takes chunks and holds them against the announced length.
+///
+/// The chunk that completes it is kept back until the stream has ended: the stream may still have an error to tell (a
+/// digest that did not match), or bytes too many. With a length of 0 left, what comes out is the last.
+fn poll_stream(
+    stream: &mut ChunkStream,
+    remaining: &mut Option<u64>,
+    last: &mut Option<Chunk>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Chunk, BodyError>>> {
+    loop {
+        let item = ready!(stream.as_mut().poll_next(cx));
+        let Some(left) = remaining.as_mut() else { return Poll::Ready(item) };
+        match item {
+            Some(Ok(chunk)) if chunk.is_empty() => {}
+            Some(Ok(chunk)) => match left.checked_sub(chunk.len() as u64) {
+                Some(0) => {
+                    *left = 0;
+                    *last = Some(chunk);
+                }
+                Some(rest) => {
+                    *left = rest;
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
+                None => {
+                    let error = format!(
+                        "the body goes on for {} bytes where its announced length leaves room for {left}",
+                        chunk.len()
+                    );
+                    return Poll::Ready(Some(Err(BodyError::new(error))));
+                }
+            },
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None if *left > 0 => {
+                let error = format!("the body ended {left} bytes before its announced length");
+                return Poll::Ready(Some(Err(BodyError::new(error))));
+            }
+            None => return Poll::Ready(last.take().map(Ok)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    /// Takes what is there; the bodies of these tests never wait.
+    fn collect(mut body: Body) -> Vec<Result<Chunk, String>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut chunks = Vec::new();
+        while let Poll::Ready(Some(chunk)) = body.poll_chunk(&mut cx) {
+            chunks.push(chunk.map_err(|error| error.to_string()));
+        }
+        assert!(body.is_end() && body.size() == Some(0), "{body:?}");
+        chunks
+    }
+
+    #[allow(clippy::unnecessary_wraps)] // an item of a stream
+    fn chunk(bytes: &'static [u8]) -> Result<Chunk, BodyError> {
+        Ok(Chunk::Bytes(Bytes::from_static(bytes)))
+    }
+
+    fn lengths(chunks: &[Result<Chunk, String>]) -> Vec<Result<usize, ()>> {
+        chunks.iter().map(|chunk| chunk.as_ref().map(Chunk::len).map_err(|_| ())).collect()
+    }
+
+    fn any_file() -> Arc<File> {
+        Arc::new(tempfile::tempfile().unwrap())
+    }
+
+    #[test]
+    fn empty_bodies_are_over_at_once() {
+        for body in [
+            Body::empty(),
+            Body::bytes(""),
+            Body::file(any_file(), 7, 0),
+            Body::multipart(vec![], Bytes::new()),
+        ] {
+            assert_eq!(body.size(), Some(0));
+            assert!(body.is_end());
+            assert!(collect(body).is_empty());
+        }
+    }
+
+    #[test]
+    fn bytes_are_one_chunk() {
+        let body = Body::bytes("spliceway");
+        assert_eq!((body.size(), body.is_end()), (Some(9), false));
+        assert_eq!(lengths(&collect(body)), [Ok(9)]);
+    }
+
+    #[test]
+    fn a_file_is_cut_at_the_longest_region() {
+        let max = MAX_REGION as u64;
+        for (len, regions) in [(1, 1), (max - 1, 1), (max, 1), (max + 1, 2), (3 * max, 3)] {
+            let body = Body::file(any_file(), 5, len);
+            assert_eq!(body.size(), Some(len));
+            let chunks = collect(body);
+            assert_eq!(chunks.len(), regions, "{len} bytes");
+            let mut next = 5;
+            for chunk in chunks {
+                let Ok(Chunk::Region(region)) = chunk else { panic!("{chunk:?} is no region") };
+                assert_eq!(region.offset, next);
+                assert!((1..=MAX_REGION).contains(&region.len));
+                next += region.len as u64;
+            }
+            assert_eq!(next, 5 + len);
+        }
+    }
+
+    #[test]
+    fn a_run_beyond_64_bits_fails() {
+        assert_eq!(lengths(&collect(Body::file(any_file(), u64::MAX, 2))), [Err(())]);
+    }
+
+    #[test]
+    fn a_stream_is_held_to_its_length() {
+        let of = |items: Vec<Result<Chunk, BodyError>>, len| {
+            lengths(&collect(Body::stream(stream::iter(items), len)))
+        };
+        assert_eq!(of(vec![chunk(b"ab"), chunk(b"c")], Some(3)), [Ok(2), Ok(1)]);
+        assert_eq!(of(vec![chunk(b"ab"), chunk(b"c")], None), [Ok(2), Ok(1)]);
+        assert_eq!(of(vec![], Some(0)), []);
+        assert_eq!(of(vec![chunk(b"ab")], Some(3)), [Ok(2), Err(())], "too short");
+        assert_eq!(of(vec![chunk(b"ab"), chunk(b"cd")], Some(3)), [Ok(2), Err(())], "too long");
+        assert_eq!(of(vec![chunk(b"ab"), chunk(b"c")], Some(2)), [Err(())], "a chunk too many");
+        assert_eq!(of(vec![chunk(b"ab"), chunk(b"")], Some(2)), [Ok(2)], "an empty chunk at the end");
+        assert_eq!(
+            of(vec![chunk(b"ab"), Err(BodyError::new("late"))], Some(2)),
+            [Ok(2), Err(())],
+            "late error"
+        );
+        assert_eq!(of(vec![chunk(b"ab"), Err(BodyError::new("x")), chunk(b"c")], None), [Ok(2), Err(())]);
+    }
+
+    #[test]
+    fn a_multipart_body_is_its_parts_in_order() {
+        let parts = vec![
+            (Bytes::from_static(b"one"), Body::file(any_file(), 0, MAX_REGION as u64 + 1)),
+            (Bytes::from_static(b"two"), Body::empty()),
+            (Bytes::new(), Body::stream(stream::iter([chunk(b"xy")]), Some(2))),
+        ];
+        let body = Body::multipart(parts, Bytes::from_static(b"--end"));
+        assert_eq!(body.size(), Some(3 + MAX_REGION as u64 + 1 + 3 + 2 + 5));
+        assert_eq!(lengths(&collect(body)), [Ok(3), Ok(MAX_REGION), Ok(1), Ok(3), Ok(2), Ok(5)]);
+    }
+
+    #[test]
+    fn a_multipart_body_fails_with_its_part() {
+        let parts = vec![
+            (Bytes::from_static(b"one"), Body::stream(stream::iter([chunk(b"x")]), Some(2))),
+            (Bytes::from_static(b"two"), Body::bytes("never")),
+        ];
+        assert_eq!(lengths(&collect(Body::multipart(parts, Bytes::new()))), [Ok(3), Ok(1), Err(())]);
+        let unknown =
+            Body::multipart(vec![(Bytes::new(), Body::stream(stream::empty(), None))], Bytes::new());
+        assert_eq!(unknown.size(), None);
+    }
+
+    #[test]
+    fn an_error_tells_its_cause_once() {
+        let error = BodyError::new(std::io::Error::other("disk gone"));
+        assert_eq!(error.to_string(), "disk gone");
+        assert!(error.source().is_none());
+    }
+}

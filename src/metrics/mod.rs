@@ -1,0 +1,426 @@
+//! Counters, gauges and histograms, in the `OpenMetrics` text format.
+//!
+//! One [`Metrics`] per process, cloned into every worker; all methods may be called from any thread, never block and
+//! never fail. What a hit calls for each request ([`Metrics::request`], [`Metrics::served`]) resolves its labels once
+//! per thread and is one atomic addition after that; the rest looks its labels up in a map. Labels come from short
+//! fixed lists and from the names of configured upstreams, never from clients: the number of series has a bound.
+//! Values are lost when the process ends, as Prometheus expects.
+
+mod process;
+mod resolved;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use self::process::Process;
+use self::resolved::Resolved;
+
+/// The `Content-Type` of [`Metrics::encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of `spliceway_upstream_seconds`: from a registry in the same room to one that is about to time out.
+const UPSTREAM_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Everything that is counted. Cloning is cheap and shares the counts.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Families>);
+
+/// The families by name; what each counts is said where it is registered.
+#[derive(Debug)]
+struct Families {
+    registry: Registry,
+    requests: Resolved<RequestLabels>,
+    served: Resolved<CacheLabels>,
+    fetched: Family<UpstreamLabels, Counter>,
+    fills_in_flight: Gauge,
+    fills: Family<OutcomeLabels, Counter>,
+    fill_failures: Family<ReasonLabels, Counter>,
+    upstream_requests: Family<UpstreamRequestLabels, Counter>,
+    upstream_seconds: Family<UpstreamOperationLabels, Histogram, fn() -> Histogram>,
+    connections_open: Gauge,
+    stored: Family<TreeLabels, Gauge>,
+    evicted_bytes: Counter,
+    evicted_blobs: Counter,
+    uncached: Family<ReasonLabels, Counter>,
+    stale_served: Counter,
+    heads_refused: Family<ReasonLabels, Counter>,
+    unmatched_regions: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: u16,
+    cache: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    cache: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamOperationLabels {
+    upstream: String,
+    operation: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamRequestLabels {
+    upstream: String,
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TreeLabels {
+    tree: &'static str,
+}
+
+impl Metrics {
+    /// All counts at zero; the process's start time is now.
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process { started: seconds_since_epoch() }));
+        let families = Families::register(registry);
+        Self(Arc::new(families))
+    }
+
+    /// A request was answered: its route, its status, and where the answer came from (`hit`, `miss`, …, `-`).
+    pub fn request(&self, route: &'static str, status: u16, cache: &'static str) {
+        self.0.requests.add(&RequestLabels { route, status, cache }, 1);
+    }
+
+    /// `bytes` of a body reached a client's socket.
+    pub fn served(&self, cache: &'static str, bytes: u64) {
+        self.0.served.add(&CacheLabels { cache }, bytes);
+    }
+
+    /// `bytes` of a body came from an upstream.
+    pub fn fetched(&self, upstream: &str, bytes: u64) {
+        let labels = UpstreamLabels { upstream: upstream.to_owned() };
+        self.0.fetched.get_or_create(&labels).inc_by(bytes);
+    }
+
+    /// A fill began; [`Metrics::fill_ended`] must follow.
+    pub fn fill_started(&self) {
+        self.0.fills_in_flight.inc();
+    }
+
+    /// A fill that had begun ended, and how: `ok` (verified and published) or `failed`.
+    pub fn fill_ended(&self, outcome: &'static str) {
+        self.0.fills_in_flight.dec();
+        self.0.fills.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Why a fill failed, such as `digest`, `upstream`, `disk`.
+    pub fn fill_failed(&self, reason: &'static str) {
+        self.0.fill_failures.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A request to an upstream ended: what was asked (`manifest`, `blob`, `token`, …), how it ended (`ok`, `not_found`,
+    /// `timeout`, …), and how long its head took.
+    pub fn upstream_request(
+        &self,
+        upstream: &str,
+        operation: &'static str,
+        outcome: &'static str,
+        seconds: f64,
+    ) {
+        let labels = UpstreamRequestLabels { upstream: upstream.to_owned(), operation, outcome };
+        self.0.upstream_requests.get_or_create(&labels).inc();
+        let labels = UpstreamOperationLabels { upstream: labels.upstream, operation };
+        self.0.upstream_seconds.get_or_create(&labels).observe(seconds);
+    }
+
+    /// This many connections of clients are open.
+    pub fn set_connections_open(&self, open: usize) {
+        self.0.connections_open.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// The blobs of a tree (`local`, `cache`) have this many bytes.
+    pub fn stored_bytes(&self, tree: &'static str, bytes: i64) {
+        self.0.stored.get_or_create(&TreeLabels { tree }).set(bytes);
+    }
+
+    /// Eviction removed `blobs` blobs of `bytes` bytes together.
+    pub fn evicted(&self, bytes: u64, blobs: u64) {
+        self.0.evicted_bytes.inc_by(bytes);
+        self.0.evicted_blobs.inc_by(blobs);
+    }
+
+    /// `bytes` were served straight from an upstream and not kept, and why: `disk_full`, `far_range`.
+    pub fn uncached_bytes(&self, reason: &'static str, bytes: u64) {
+        self.0.uncached.get_or_create(&ReasonLabels { reason }).inc_by(bytes);
+    }
+
+    /// A tag was served past its time to live, because its upstream failed.
+    pub fn stale_served(&self) {
+        self.0.stale_served.inc();
+    }
+
+    /// The head of a request was refused before anything read it, and why.
+    pub fn head_refused(&self, reason: &'static str) {
+        self.0.heads_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// The transport has met this many slices that belong to no region, since the start. Each is a bug, and cost its
+    /// connection.
+    pub fn set_unmatched_regions(&self, count: u64) {
+        self.0.unmatched_regions.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Everything as text, of type [`CONTENT_TYPE`]. Reads a few files of `/proc`, which takes microseconds.
+    pub fn encode(&self) -> String {
+        let mut text = String::with_capacity(16 << 10);
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.0.registry) {
+            // Writing to a String cannot fail; a collector that does would leave half a line behind.
+            text.clear();
+            let _ = write!(text, "# {error}\n# EOF\n");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Families {
+    fn register(mut registry: Registry) -> Self {
+        let requests = Family::default();
+        let served = Family::default();
+        let mut families = Self {
+            registry: Registry::default(),
+            requests: Resolved::new(requests.clone()),
+            served: Resolved::new(served.clone()),
+            fetched: Family::default(),
+            fills_in_flight: Gauge::default(),
+            fills: Family::default(),
+            fill_failures: Family::default(),
+            upstream_requests: Family::default(),
+            upstream_seconds: Family::new_with_constructor(|| Histogram::new(UPSTREAM_SECONDS)),
+            connections_open: Gauge::default(),
+            stored: Family::default(),
+            evicted_bytes: Counter::default(),
+            evicted_blobs: Counter::default(),
+            uncached: Family::default(),
+            stale_served: Counter::default(),
+            heads_refused: Family::default(),
+            unmatched_regions: Gauge::default(),
+        };
+        let own = registry.sub_registry_with_prefix("spliceway");
+        own.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        own.register(
+            "requests",
+            "Requests answered, by route, status and where the answer came from",
+            requests,
+        );
+        own.register_with_unit(
+            "served",
+            "Bytes of bodies that reached clients' sockets, by where they came from",
+            Unit::Bytes,
+            served,
+        );
+        families.register_fills(own);
+        families.register_upstreams(own);
+        families.register_sockets(own);
+        families.register_disk(own);
+        families.registry = registry;
+        families
+    }
+
+    fn register_fills(&self, own: &mut Registry) {
+        own.register("fills_in_flight", "Fills under way", self.fills_in_flight.clone());
+        own.register("fills", "Fills that ended, by outcome", self.fills.clone());
+        own.register("fill_failures", "Fills that failed, by reason", self.fill_failures.clone());
+        own.register_with_unit(
+            "uncached",
+            "Bytes served straight from an upstream and not kept, by reason",
+            Unit::Bytes,
+            self.uncached.clone(),
+        );
+    }
+
+    fn register_upstreams(&self, own: &mut Registry) {
+        own.register_with_unit(
+            "fetched",
+            "Bytes of bodies that came from upstreams",
+            Unit::Bytes,
+            self.fetched.clone(),
+        );
+        own.register(
+            "upstream_requests",
+            "Requests to upstreams, by what was asked and how it ended",
+            self.upstream_requests.clone(),
+        );
+        own.register_with_unit(
+            "upstream",
+            "Time from a request to an upstream to the head of its answer",
+            Unit::Seconds,
+            self.upstream_seconds.clone(),
+        );
+        own.register(
+            "stale_served",
+            "Tags served past their time to live because their upstream failed",
+            self.stale_served.clone(),
+        );
+    }
+
+    fn register_sockets(&self, own: &mut Registry) {
+        own.register("connections_open", "Connections open", self.connections_open.clone());
+        own.register(
+            "heads_refused",
+            "Requests whose head was refused before it was looked at, by reason",
+            self.heads_refused.clone(),
+        );
+        own.register(
+            "unmatched_regions",
+            "Slices that the transport could not match to a file: each one is a bug",
+            self.unmatched_regions.clone(),
+        );
+    }
+
+    fn register_disk(&self, own: &mut Registry) {
+        own.register_with_unit("stored", "Bytes of the blobs of a tree", Unit::Bytes, self.stored.clone());
+        own.register_with_unit(
+            "evicted",
+            "Bytes that eviction removed",
+            Unit::Bytes,
+            self.evicted_bytes.clone(),
+        );
+        own.register("evicted_blobs", "Blobs that eviction removed", self.evicted_blobs.clone());
+    }
+}
+
+fn seconds_since_epoch() -> f64 {
+    // A clock before 1970 is clamped to it.
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of the one line that starts with `series`.
+    fn value(text: &str, series: &str) -> f64 {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = lines.next().unwrap_or_else(|| panic!("no {series} in\n{text}"));
+        assert_eq!(lines.next(), None, "{series} twice");
+        value.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        metrics.request("blob", 200, "hit");
+        metrics.request("blob", 200, "hit");
+        metrics.request("blob", 206, "hit");
+        metrics.served("hit", 5 << 30);
+        metrics.fetched("docker.io", 7);
+        metrics.fill_started();
+        metrics.fill_started();
+        metrics.fill_ended("ok");
+        metrics.fill_failed("digest");
+        metrics.upstream_request("docker.io", "blob", "ok", 0.3);
+        metrics.set_connections_open(1);
+        metrics.stored_bytes("cache", 1 << 40);
+        metrics.evicted(100, 2);
+        metrics.uncached_bytes("disk_full", 9);
+        metrics.stale_served();
+        metrics.head_refused("host");
+        metrics.set_unmatched_regions(1);
+
+        let text = metrics.encode();
+        for (series, expected) in [
+            (r#"spliceway_requests_total{route="blob",status="200",cache="hit"}"#, 2.0),
+            (r#"spliceway_requests_total{route="blob",status="206",cache="hit"}"#, 1.0),
+            (r#"spliceway_served_bytes_total{cache="hit"}"#, 5_368_709_120.0),
+            (r#"spliceway_fetched_bytes_total{upstream="docker.io"}"#, 7.0),
+            ("spliceway_fills_in_flight", 1.0),
+            (r#"spliceway_fills_total{outcome="ok"}"#, 1.0),
+            (r#"spliceway_fill_failures_total{reason="digest"}"#, 1.0),
+            (r#"spliceway_upstream_requests_total{upstream="docker.io",operation="blob",outcome="ok"}"#, 1.0),
+            (r#"spliceway_upstream_seconds_bucket{le="0.25",upstream="docker.io",operation="blob"}"#, 0.0),
+            (r#"spliceway_upstream_seconds_bucket{le="0.5",upstream="docker.io",operation="blob"}"#, 1.0),
+            ("spliceway_connections_open", 1.0),
+            (r#"spliceway_stored_bytes{tree="cache"}"#, 1_099_511_627_776.0),
+            ("spliceway_evicted_bytes_total", 100.0),
+            ("spliceway_evicted_blobs_total", 2.0),
+            (r#"spliceway_uncached_bytes_total{reason="disk_full"}"#, 9.0),
+            ("spliceway_stale_served_total", 1.0),
+            (r#"spliceway_heads_refused_total{reason="host"}"#, 1.0),
+            ("spliceway_unmatched_regions", 1.0),
+            (concat!(r#"spliceway_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
+        ] {
+            assert!((value(&text, series) - expected).abs() < f64::EPSILON, "{series} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_process_says_what_it_uses() {
+        let text = Metrics::new().encode();
+        assert!(value(&text, "process_resident_memory_bytes") > 1e5, "{text}");
+        assert!(value(&text, "process_open_fds") >= 3.0, "{text}");
+        assert!(value(&text, "process_cpu_seconds_total") >= 0.0, "{text}");
+        assert!(value(&text, "process_start_time_seconds") > 1.7e9, "{text}");
+    }
+
+    #[test]
+    fn counts_of_all_threads_add_up_and_stay_apart_from_another_instance() {
+        let (metrics, other) = (Metrics::new(), Metrics::new());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        metrics.request("blob", 200, "hit");
+                        other.request("blob", 200, "hit");
+                        other.request("blob", 200, "hit");
+                    }
+                });
+            }
+        });
+        let series = r#"spliceway_requests_total{route="blob",status="200",cache="hit"}"#;
+        assert!((value(&metrics.encode(), series) - 4000.0).abs() < f64::EPSILON);
+        assert!((value(&other.encode(), series) - 8000.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn more_labels_than_a_thread_keeps_are_still_counted() {
+        let metrics = Metrics::new();
+        for round in 0..2 {
+            for status in 100..600 {
+                metrics.request("blob", status, "-");
+            }
+            let series = r#"spliceway_requests_total{route="blob",status="599",cache="-"}"#;
+            assert!((value(&metrics.encode(), series) - f64::from(round + 1)).abs() < f64::EPSILON);
+        }
+    }
+}
