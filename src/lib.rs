@@ -6,5 +6,6 @@ pub mod body;
 pub mod http;
 pub mod metrics;
 pub mod oci;
+pub mod store;
 pub mod sys;
 pub mod watermark;

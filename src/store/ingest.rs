@@ -1,0 +1,415 @@
+//! One blob on its way to its name: claimed, written, hashed, published.
+//!
+//! **Who may write.** A fill lives in `fills/<alg>/<hex>/` and belongs to whoever holds the flock on its `data` file;
+//! [`claim`] takes it or says who has it. The lock goes with the handle, so a process that dies releases it, and a
+//! follower takes over.
+//!
+//! **What survives a crash.** Data is appended and hashed in order, so the file's length says how far it got. Every
+//! [`STATE_EVERY`] bytes the hash state is written beside it (`state.json`). After a restart in the same boot the
+//! kernel still holds every byte that was written, and the state is believed if it fits the file (inode, length);
+//! only what lies behind it is hashed again. After a reboot nothing is believed: data was never synced on the way, so
+//! pages may be zeros under a right state. All of it is hashed again, and the digest decides.
+//!
+//! **Publication** ([`Ingest::publish`]): fdatasync of the data, then, under the digest's shard lock, link(2) to the final
+//! name and fsync of the directory and of each one newly made. A crash at any instant leaves nothing under the
+//! digest's name, or the whole blob.
+//!
+//! Everything here blocks and belongs on a store thread. Dropping an [`Ingest`] keeps its files for whoever resumes.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::durable::{self, Durability};
+use super::layout::Layout;
+use crate::oci::{Digest, Hasher};
+
+/// How much is written between two hash states on disk, in bytes: what a restart must hash again at most.
+const STATE_EVERY: u64 = 32 << 20;
+/// Read size when data is hashed again, in bytes.
+const REHASH_BUFFER: usize = 1 << 20;
+/// A state file larger than this is not one of ours, in bytes.
+const STATE_MAX: u64 = 64 << 10;
+/// How often a claim looks again when the fill's directory changes under it.
+const CLAIM_ATTEMPTS: usize = 16;
+
+/// What [`claim`] found.
+#[derive(Debug)]
+pub enum Claim {
+    /// The blob is published already.
+    Stored,
+    /// The fill is ours: new, or resumed where it stopped.
+    Leader(Box<Ingest>),
+    /// Another process is at it.
+    Follower(Follower),
+}
+
+/// What is known of the source of a fill, kept so that it can be resumed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Total length in bytes, if upstream announced it.
+    pub length: Option<u64>,
+    /// Upstream's entity tag.
+    pub etag: Option<String>,
+}
+
+/// Takes the fill of `digest`, or says that it is stored or taken.
+pub fn claim(layout: &Layout, digest: &Digest) -> io::Result<Claim> {
+    let path = layout.fill(digest).join("data");
+    for _ in 0..CLAIM_ATTEMPTS {
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(layout.fill(digest))?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let inode = file.metadata()?.ino();
+                let file = Arc::new(file);
+                return Ok(Claim::Follower(Follower { layout: layout.clone(), digest: *digest, file, inode }));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The one who had the lock may have removed the file while we waited for it.
+        let inode = file.metadata()?.ino();
+        if fs::metadata(&path).map(|named| named.ino()).ok() != Some(inode) {
+            continue;
+        }
+        let ingest = Ingest::new(layout.clone(), *digest, file, inode);
+        if layout.blob(digest).try_exists()? {
+            ingest.discard()?;
+            return Ok(Claim::Stored);
+        }
+        return Ok(Claim::Leader(Box::new(ingest.resumed()?)));
+    }
+    Err(io::Error::other(format!("the fill of {digest} kept changing hands")))
+}
+
+/// A fill that this process owns.
+#[derive(Debug)]
+pub struct Ingest {
+    layout: Layout,
+    digest: Digest,
+    file: Arc<File>,
+    inode: u64,
+    hasher: Hasher,
+    origin: Origin,
+    /// Bytes hashed when the state was last put on disk; `state_at <= hasher.len()`.
+    state_at: u64,
+}
+
+/// A hash state as it stands in `state.json`.
+#[derive(Serialize, Deserialize)]
+struct State {
+    version: u32,
+    digest: Digest,
+    /// Bytes hashed.
+    offset: u64,
+    /// sha2's serialised state, base64.
+    hash: String,
+    inode: u64,
+    boot: String,
+    #[serde(flatten)]
+    origin: Origin,
+}
+
+impl State {
+    const VERSION: u32 = 1;
+}
+
+impl Ingest {
+    fn new(layout: Layout, digest: Digest, file: File, inode: u64) -> Self {
+        let hasher = Hasher::new(digest.algorithm());
+        Self { layout, digest, file: Arc::new(file), inode, hasher, origin: Origin::default(), state_at: 0 }
+    }
+
+    /// Goes on where an interrupted fill stopped: the state if it can be believed, then hashing what lies behind it.
+    fn resumed(mut self) -> io::Result<Self> {
+        let size = self.file.metadata()?.len();
+        if size == 0 {
+            return Ok(self);
+        }
+        if let Some(state) = read_state(&self.layout, &self.digest) {
+            let hash = data_encoding::BASE64.decode(state.hash.as_bytes()).ok();
+            let hasher = hash.and_then(|hash| Hasher::restore(self.digest.algorithm(), &hash));
+            let fits = state.inode == self.inode
+                && state.offset <= size
+                && hasher.as_ref().is_some_and(|hasher| hasher.len() == state.offset);
+            if let (true, Some(hasher)) = (fits && state.boot == boot_id(), hasher) {
+                self.hasher = hasher;
+                self.state_at = state.offset;
+            } else {
+                tracing::info!(digest = %self.digest, "an interrupted fill's state cannot be trusted: hashing its data again");
+            }
+            self.origin = state.origin;
+        }
+        let mut buffer = vec![0; REHASH_BUFFER];
+        while self.written() < size {
+            let want = REHASH_BUFFER.min(usize::try_from(size - self.written()).unwrap_or(REHASH_BUFFER));
+            let read = self.file.read_at(&mut buffer[..want], self.written())?;
+            if read == 0 {
+                break;
+            }
+            self.hasher.update(&buffer[..read]);
+        }
+        if self.origin.length.is_some_and(|length| self.written() > length) {
+            self.restart()?;
+        }
+        Ok(self)
+    }
+
+    /// The digest that this fill is to have.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Bytes written and hashed so far.
+    pub fn written(&self) -> u64 {
+        self.hasher.len()
+    }
+
+    /// The growing file, for readers.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// The hash over what is written, to go on without this file.
+    pub fn hasher(&self) -> Hasher {
+        self.hasher.clone()
+    }
+
+    /// What was known of the source when the fill was interrupted.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Notes what is known of the source, for a later resumption.
+    pub fn set_origin(&mut self, origin: Origin) -> io::Result<()> {
+        if self.origin == origin {
+            return Ok(());
+        }
+        self.origin = origin;
+        self.save_state()
+    }
+
+    /// Appends and hashes. After an error the fill keeps what it had: the file may hold a part of `chunks` behind
+    /// [`Ingest::written`], which is overwritten or hashed by whoever goes on.
+    pub fn append(&mut self, chunks: &[bytes::Bytes]) -> io::Result<()> {
+        for chunk in chunks {
+            self.file.write_all_at(chunk, self.written())?;
+            self.hasher.update(chunk);
+        }
+        if self.written() - self.state_at >= STATE_EVERY {
+            self.save_state()?;
+        }
+        Ok(())
+    }
+
+    /// Throws away what was written and begins at 0.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.hasher = Hasher::new(self.digest.algorithm());
+        self.origin = Origin::default();
+        self.state_at = 0;
+        durable::remove_file(&self.state_path())
+    }
+
+    /// Puts the hash state on disk, for whoever resumes.
+    pub fn save_state(&mut self) -> io::Result<()> {
+        let state = State {
+            version: State::VERSION,
+            digest: self.digest,
+            offset: self.written(),
+            hash: data_encoding::BASE64.encode(&self.hasher.state()),
+            inode: self.inode,
+            boot: boot_id().to_owned(),
+            origin: self.origin.clone(),
+        };
+        let json = serde_json::to_vec(&state)?;
+        durable::write_file(&self.layout.temporary(), &self.state_path(), &json, Durability::Relaxed)?;
+        self.state_at = self.written();
+        Ok(())
+    }
+
+    /// Whether what is written has the digest that it should have, and if not, which it has.
+    pub fn verify(&self) -> Result<(), Digest> {
+        let actual = self.hasher.clone().finish();
+        if actual == self.digest { Ok(()) } else { Err(actual) }
+    }
+
+    /// Publishes a verified fill under its digest, durably, and removes the fill. The bytes it added to the tree.
+    ///
+    /// # Errors
+    /// Any step's; nothing or the whole blob is under the digest's name then, and the fill is left as it is.
+    pub fn publish(self) -> io::Result<u64> {
+        if let Err(actual) = self.verify() {
+            return Err(io::Error::other(format!("{} has digest {actual}", self.digest)));
+        }
+        self.file.sync_data()?;
+        let target = self.layout.blob(&self.digest);
+        if let Some(directory) = target.parent() {
+            durable::create_dir_all(directory)?;
+        }
+        let made = {
+            let _shard = lock_shard(&self.layout, &self.digest)?;
+            let made = durable::link_new(&self.data_path(), &target)?;
+            durable::sync_parent(&target)?;
+            made
+        };
+        let len = self.written();
+        self.discard()?;
+        Ok(if made { len } else { 0 })
+    }
+
+    /// Removes the fill's files. Readers that have the file open keep it.
+    pub fn discard(self) -> io::Result<()> {
+        durable::remove_file(&self.state_path())?;
+        durable::remove_file(&self.data_path())?;
+        // Another claimant may be making its own data file in there: then the directory stays.
+        let _ = fs::remove_dir(self.layout.fill(&self.digest));
+        Ok(())
+    }
+
+    fn data_path(&self) -> PathBuf {
+        self.layout.fill(&self.digest).join("data")
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.layout.fill(&self.digest).join("state.json")
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        // Readers share the open file, and with it the lock: without this a slow reader would keep the fill claimed.
+        let _ = self.file.unlock();
+    }
+}
+
+/// A fill that another process owns, seen from outside.
+#[derive(Debug)]
+pub struct Follower {
+    layout: Layout,
+    digest: Digest,
+    file: Arc<File>,
+    inode: u64,
+}
+
+/// How a followed fill stands.
+#[derive(Debug)]
+pub enum Followed {
+    /// `written` bytes are there; `length` is what the owner knows of the total.
+    Growing {
+        /// Bytes written so far.
+        written: u64,
+        /// The announced total, if the owner has noted one.
+        origin: Option<Origin>,
+    },
+    /// It is published: the file that we read is whole.
+    Published {
+        /// Total length in bytes.
+        len: u64,
+    },
+    /// The owner died; the fill is ours now, at the same file.
+    TakenOver(Box<Ingest>),
+    /// The owner gave up and removed the fill.
+    Removed,
+}
+
+impl Follower {
+    /// The growing file, for readers.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Looks once. Blocks only while it takes over (hashing what lies behind the last state).
+    pub fn look(&self) -> io::Result<Followed> {
+        let published = || fs::metadata(self.layout.blob(&self.digest)).is_ok_and(|blob| blob.ino() == self.inode);
+        if published() {
+            return Ok(Followed::Published { len: self.file.metadata()?.len() });
+        }
+        match self.file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let written = self.file.metadata()?.len();
+                let state = read_state(&self.layout, &self.digest).filter(|state| state.inode == self.inode);
+                return Ok(Followed::Growing { written, origin: state.map(|state| state.origin) });
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => {}
+        }
+        if published() {
+            self.file.unlock()?;
+            return Ok(Followed::Published { len: self.file.metadata()?.len() });
+        }
+        let named = fs::metadata(self.layout.fill(&self.digest).join("data")).map(|named| named.ino()).ok();
+        if named != Some(self.inode) {
+            return Ok(Followed::Removed);
+        }
+        let file = self.file.try_clone()?; // the same open file description: the lock is shared
+        let ingest = Ingest::new(self.layout.clone(), self.digest, file, self.inode);
+        Ok(Followed::TakenOver(Box::new(ingest.resumed()?)))
+    }
+}
+
+/// The exclusive lock of a digest's shard; released on drop.
+#[derive(Debug)]
+pub struct ShardLock {
+    _file: File,
+}
+
+/// Waits for the lock under which `digest` is published, linked or swept. Held for the time of a few system calls.
+pub fn lock_shard(layout: &Layout, digest: &Digest) -> io::Result<ShardLock> {
+    let path = layout.lock(digest);
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(layout.locks())?;
+            open()?
+        }
+        opened => opened?,
+    };
+    file.lock()?;
+    Ok(ShardLock { _file: file })
+}
+
+/// Publishes a small, already verified file under its digest, durably. The bytes it added to the tree.
+pub fn publish_small(layout: &Layout, digest: &Digest, content: &[u8]) -> io::Result<u64> {
+    let target = layout.blob(digest);
+    if target.try_exists()? {
+        return Ok(0);
+    }
+    let mut temporary = durable::Temporary::create(&layout.temporary())?;
+    temporary.write(content)?;
+    if let Some(directory) = target.parent() {
+        durable::create_dir_all(directory)?;
+    }
+    let _shard = lock_shard(layout, digest)?;
+    Ok(if temporary.publish(&target)? { content.len() as u64 } else { 0 })
+}
+
+fn read_state(layout: &Layout, digest: &Digest) -> Option<State> {
+    let path = layout.fill(digest).join("state.json");
+    if fs::metadata(&path).ok()?.len() > STATE_MAX {
+        return None;
+    }
+    let state: State = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (state.version == State::VERSION && state.digest == *digest).then_some(state)
+}
+
+/// Identifies the running kernel's boot; empty (which no state carries twice) where it cannot be read.
+fn boot_id() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(id) => id.trim().to_owned(),
+        Err(_) => format!("unknown-{:016x}", fastrand::u64(..)),
+    })
+}

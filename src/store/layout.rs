@@ -1,0 +1,177 @@
+//! The only place that builds paths below a tree.
+//!
+//! A tree (`local` or `cache`) holds CNCF distribution's layout, so that distribution can serve what Spliceway wrote and
+//! the reverse:
+//!
+//! ```text
+//! docker/registry/v2/blobs/<alg>/<hex[0:2]>/<hex>/data
+//! docker/registry/v2/repositories/<repository>/_layers/<alg>/<hex>/link
+//! docker/registry/v2/repositories/<repository>/_manifests/revisions/<alg>/<hex>/link
+//! docker/registry/v2/repositories/<repository>/_manifests/tags/<tag>/current/link
+//! docker/registry/v2/repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
+//! ```
+//!
+//! and beside it what is Spliceway's own:
+//!
+//! ```text
+//! fills/<alg>/<hex>/{data,state.json}     a fill in progress (or interrupted)
+//! fills/tmp/<random>                      a small file on its way to its name; swept at start
+//! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest
+//! locks/evict                             held by the one process that evicts
+//! ```
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::oci::{Digest, RepositoryName, Tag};
+
+/// A repository as it is stored: in `local` under its own name, in `cache` as `<upstream>/<canonical repository>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoredRepository(Arc<str>);
+
+impl StoredRepository {
+    /// A repository of the `local` tree.
+    pub fn local(name: &RepositoryName) -> Self {
+        Self(Arc::from(name.as_str()))
+    }
+
+    /// A repository of the `cache` tree. `upstream` is one path component: the configuration checks that.
+    pub fn cached(upstream: &str, canonical: &RepositoryName) -> Self {
+        debug_assert!(!upstream.contains('/') && upstream != ".." && !upstream.is_empty());
+        Self(Arc::from(format!("{upstream}/{canonical}")))
+    }
+
+    /// The path below `repositories/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StoredRepository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a link in a repository stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkKind {
+    /// `_layers`: a blob that the repository may hand out.
+    Layer,
+    /// `_manifests/revisions`: a manifest of the repository.
+    Manifest,
+}
+
+/// The paths of one tree.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+    registry: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`, the directory named `local` or `cache`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let registry = root.join("docker/registry/v2");
+        Self { root, registry }
+    }
+
+    /// The directory that holds everything of this tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `blobs/`, which holds one directory per algorithm.
+    pub fn blobs(&self) -> PathBuf {
+        self.registry.join("blobs")
+    }
+
+    /// A blob's file.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.blobs();
+        path.extend([digest.algorithm().as_str(), &hex[..2], &hex, "data"]);
+        path
+    }
+
+    /// `repositories/`.
+    pub fn repositories(&self) -> PathBuf {
+        self.registry.join("repositories")
+    }
+
+    /// The directory of one repository.
+    pub fn repository(&self, repository: &StoredRepository) -> PathBuf {
+        self.repositories().join(repository.as_str())
+    }
+
+    /// The link that makes `digest` reachable through `repository`.
+    pub fn link(&self, repository: &StoredRepository, kind: LinkKind, digest: &Digest) -> PathBuf {
+        let mut path = self.repository(repository);
+        match kind {
+            LinkKind::Layer => path.push("_layers"),
+            LinkKind::Manifest => path.extend(["_manifests", "revisions"]),
+        }
+        path.extend([digest.algorithm().as_str(), &digest.hex(), "link"]);
+        path
+    }
+
+    /// The directory that holds one directory per tag.
+    pub fn tags(&self, repository: &StoredRepository) -> PathBuf {
+        let mut path = self.repository(repository);
+        path.extend(["_manifests", "tags"]);
+        path
+    }
+
+    /// The directory of one tag.
+    pub fn tag(&self, repository: &StoredRepository, tag: &Tag) -> PathBuf {
+        self.tags(repository).join(tag.as_str())
+    }
+
+    /// The link that says what a tag points at now. Its modification time says when that was last confirmed upstream.
+    pub fn tag_current(&self, repository: &StoredRepository, tag: &Tag) -> PathBuf {
+        let mut path = self.tag(repository, tag);
+        path.extend(["current", "link"]);
+        path
+    }
+
+    /// The link that remembers that a tag once pointed at `digest`.
+    pub fn tag_index(&self, repository: &StoredRepository, tag: &Tag, digest: &Digest) -> PathBuf {
+        let mut path = self.tag(repository, tag);
+        path.extend(["index", digest.algorithm().as_str(), &digest.hex(), "link"]);
+        path
+    }
+
+    /// Where fills in progress live, one directory per algorithm.
+    pub fn fills(&self) -> PathBuf {
+        self.root.join("fills")
+    }
+
+    /// The directory of one fill.
+    pub fn fill(&self, digest: &Digest) -> PathBuf {
+        let mut path = self.fills();
+        path.extend([digest.algorithm().as_str(), &digest.hex()]);
+        path
+    }
+
+    /// Small files on their way to their name.
+    pub fn temporary(&self) -> PathBuf {
+        self.fills().join("tmp")
+    }
+
+    /// The lock file of a digest's shard.
+    pub fn lock(&self, digest: &Digest) -> PathBuf {
+        self.locks().join(format!("{:02x}", digest.shard()))
+    }
+
+    /// The lock that the one evictor of this directory holds.
+    pub fn evict_lock(&self) -> PathBuf {
+        self.locks().join("evict")
+    }
+
+    /// The directory of lock files.
+    pub fn locks(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+}

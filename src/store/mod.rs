@@ -1,0 +1,299 @@
+//! What is held on disk: blobs, the links that lead to them, fills in progress.
+//!
+//! **Owns** the trees `local` (what clients pushed) and `cache` (what was fetched), in distribution's layout
+//! ([`layout`]). The filesystem is the database: everything can be derived by a scan, memory only accelerates
+//! ([`blob`]). Two processes may share a directory on a local filesystem.
+//!
+//! **Runs at once**: lookups on every worker, through its ring; writes on store threads, which are each worker's
+//! blocking pool. Publishing, linking and sweeping a digest exclude each other by flock on one of 256 shard files;
+//! a fill is owned through a flock of its own ([`ingest`]).
+//!
+//! **Survives a crash**: a digest's name exists only for a whole, synced file; an interrupted fill is resumed.
+//! [`recover`] sweeps what a crash left behind.
+
+pub mod blob;
+mod durable;
+pub mod ingest;
+pub mod layout;
+pub mod recover;
+mod refs;
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub use blob::{Blob, TagLink};
+pub use layout::{Layout, LinkKind, StoredRepository};
+
+use crate::oci::{Digest, Tag};
+use crate::sys::files::Files;
+
+/// What a tree needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Open files remembered at most.
+    pub handles_max: NonZeroUsize,
+    /// Whether content may be evicted: then the last use of a blob is recorded.
+    pub evictable: bool,
+}
+
+/// One tree.
+#[derive(Debug)]
+pub struct Store {
+    layout: Layout,
+    handles: blob::Handles,
+    options: StoreOptions,
+    usage: Usage,
+}
+
+/// How many bytes a tree takes; the evictor's view of it.
+#[derive(Debug, Default)]
+pub struct Usage {
+    stored: AtomicU64,
+    reserved: AtomicU64,
+    grown: Notify,
+}
+
+impl Usage {
+    /// Bytes of published blobs: the last scan's sum and what was published since.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the fills in progress will take, as far as their lengths are announced.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Takes a scan's sum as the truth.
+    pub fn set_stored(&self, bytes: u64) {
+        self.stored.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a publication.
+    pub fn add(&self, bytes: u64) {
+        self.stored.fetch_add(bytes, Ordering::Relaxed);
+        self.grown.notify_one();
+    }
+
+    /// Counts what was removed.
+    pub fn remove(&self, bytes: u64) {
+        let _ = self
+            .stored
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |stored| Some(stored.saturating_sub(bytes)));
+    }
+
+    /// Announces a fill of `bytes`; the reservation ends when the value is dropped.
+    pub fn reserve(store: &Arc<Store>, bytes: u64) -> Reservation {
+        store.usage.reserved.fetch_add(bytes, Ordering::Relaxed);
+        store.usage.grown.notify_one();
+        Reservation { store: Arc::clone(store), bytes }
+    }
+
+    /// Wakes the evictor: something grew, or the disk is full.
+    pub fn wake(&self) {
+        self.grown.notify_one();
+    }
+
+    /// Waits until something grew. Cancel safe.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
+    }
+}
+
+/// Space that a fill in progress will take.
+#[derive(Debug)]
+pub struct Reservation {
+    store: Arc<Store>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.store.usage.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Store {
+    /// The tree below `root`. A tree that may be evicted from is Spliceway's own and is made if it is missing.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(root: &Path, options: StoreOptions) -> io::Result<Self> {
+        let layout = Layout::new(root);
+        if options.evictable {
+            durable::create_dir_all(&layout.fills())?;
+            durable::create_dir_all(&layout.locks())?;
+        }
+        Ok(Self { handles: blob::Handles::new(options.handles_max), layout, options, usage: Usage::default() })
+    }
+
+    /// The paths of this tree.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// How much the tree takes.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// The blob that `repository` links under `digest`; `None` if it links none or the blob is not held.
+    ///
+    /// # Errors
+    /// Reading the disk failed. Absence is not an error.
+    pub async fn find(
+        &self,
+        files: &Files,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> io::Result<Option<Arc<Blob>>> {
+        let Some(target) = self.handles.link(files, &self.layout, repository, kind, digest).await? else {
+            return Ok(None);
+        };
+        self.blob(files, &target).await
+    }
+
+    /// The blob, whichever repository it belongs to: for a caller that has established the right to it otherwise.
+    pub async fn blob(&self, files: &Files, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
+        let blob = self.handles.blob(files, &self.layout, digest).await?;
+        if let Some(blob) = &blob
+            && self.options.evictable
+        {
+            blob::touch(blob);
+        }
+        Ok(blob)
+    }
+
+    /// Whether `repository` links `digest`.
+    pub async fn is_linked(
+        &self,
+        files: &Files,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        Ok(self.handles.link(files, &self.layout, repository, kind, digest).await?.is_some())
+    }
+
+    /// What a tag points at.
+    pub async fn tag(
+        &self,
+        files: &Files,
+        repository: &StoredRepository,
+        tag: &Tag,
+    ) -> io::Result<Option<TagLink>> {
+        self.handles.tag(files, &self.layout, repository, tag).await
+    }
+
+    /// Makes `digest` reachable through `repository`.
+    pub async fn link(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> io::Result<()> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| refs::link(&store.layout, &repository, kind, &digest)).await
+    }
+
+    /// Stores a manifest whose digest the caller has verified, and links it, durably.
+    pub async fn put_manifest(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        digest: &Digest,
+        content: Bytes,
+    ) -> io::Result<()> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let added = ingest::publish_small(&store.layout, &digest, &content)?;
+            store.usage.add(added);
+            refs::link(&store.layout, &repository, LinkKind::Manifest, &digest)
+        })
+        .await
+    }
+
+    /// Points a tag at a manifest, confirmed now.
+    pub async fn set_tag(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> io::Result<()> {
+        let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
+        self.blocking(move |store| {
+            refs::set_tag(&store.layout, &repository, &tag, &digest)?;
+            store.handles.forget_tag(&repository, &tag);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Records that a tag was confirmed now.
+    pub async fn confirm_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        self.blocking(move |store| {
+            refs::confirm_tag(&store.layout, &repository, &tag)?;
+            store.handles.forget_tag(&repository, &tag);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a tag.
+    pub async fn remove_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
+        let (repository, tag) = (repository.clone(), tag.clone());
+        self.blocking(move |store| {
+            refs::remove_tag(&store.layout, &repository, &tag)?;
+            store.handles.forget_tag(&repository, &tag);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The tags of a repository, unordered; `None` if the tree does not know it.
+    pub async fn tags(self: &Arc<Self>, repository: &StoredRepository) -> io::Result<Option<Vec<Tag>>> {
+        let repository = repository.clone();
+        self.blocking(move |store| refs::tags(&store.layout, &repository)).await
+    }
+
+    /// Forgets an open blob, so that the next look goes to the disk.
+    pub fn forget(&self, digest: &Digest) {
+        self.handles.forget(digest);
+    }
+
+    /// Whether somebody in this process is sending this blob.
+    pub fn is_in_use(&self, digest: &Digest) -> bool {
+        self.handles.is_in_use(digest)
+    }
+
+    /// What is known of a blob's use beyond what is on disk: its last use in this process, in milliseconds since the epoch.
+    pub fn last_use_ms(&self, digest: &Digest) -> u64 {
+        self.handles.last_use_ms(digest)
+    }
+
+    /// Runs `work` on a store thread. Dropping the future lets the work finish unobserved.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let store = Arc::clone(self);
+        on_store_thread(move || work(&store)).await
+    }
+}
+
+/// Runs `work` on a store thread. Dropping the future lets the work finish unobserved.
+pub async fn on_store_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error)),
+    }
+}

@@ -1,0 +1,127 @@
+//! What is on disk, found by scanning; and the sweep of what a crash left behind.
+//!
+//! Both run in the background on a store thread, beside normal work and beside other processes on the same directory:
+//! a fill is touched only under its lock, a temporary file only when it is older than any write can last.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::layout::Layout;
+use crate::oci::Digest;
+
+/// A temporary file that is older than this belongs to nobody.
+const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+/// An interrupted fill that nobody came back for within this time is given up.
+pub const FILL_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// One blob that a scan saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Scanned {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Its last use as the disk has it, in milliseconds since the epoch.
+    pub used_ms: u64,
+}
+
+/// Calls `visit` for every blob of the tree. Keeps no list. What vanishes during the scan is skipped.
+///
+/// # Errors
+/// A directory cannot be read.
+pub fn scan_blobs(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result<()> {
+    for_each_entry(&layout.blobs(), |algorithm| {
+        let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
+        for_each_entry(algorithm, |prefix| {
+            for_each_entry(prefix, |directory| {
+                let Some(hex) = file_name(directory) else { return Ok(()) };
+                let Ok(digest) = format!("{algorithm_name}:{hex}").parse() else { return Ok(()) };
+                if let Some(blob) = scanned(&directory.join("data"), digest) {
+                    visit(blob);
+                }
+                Ok(())
+            })
+        })
+    })
+}
+
+/// What a scan sees of one blob now; `None` if it is gone.
+pub fn scanned(path: &Path, digest: Digest) -> Option<Scanned> {
+    let meta = fs::metadata(path).ok()?;
+    let seconds = u64::try_from(meta.atime()).unwrap_or(0);
+    let used_ms = seconds * 1000 + u64::try_from(meta.atime_nsec() / 1_000_000).unwrap_or(0);
+    Some(Scanned { digest, len: meta.len(), used_ms })
+}
+
+/// Removes temporary files and fills that nobody owns and that are older than `fill_age`. The bytes freed.
+///
+/// # Errors
+/// A directory cannot be read; single files that cannot be removed are logged and left.
+pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
+    let mut freed = 0;
+    for_each_entry(&layout.fills(), |algorithm| {
+        if *algorithm == layout.temporary() {
+            return for_each_entry(algorithm, |path| {
+                if is_older(path, TEMPORARY_AGE) {
+                    remove_logged(path);
+                }
+                Ok(())
+            });
+        }
+        for_each_entry(algorithm, |directory| {
+            freed += sweep_fill(directory, fill_age);
+            Ok(())
+        })
+    })?;
+    Ok(freed)
+}
+
+fn sweep_fill(directory: &Path, age: Duration) -> u64 {
+    let data = directory.join("data");
+    if !is_older(&data, age) {
+        return 0;
+    }
+    let Ok(file) = OpenOptions::new().write(true).open(&data) else { return 0 };
+    if file.try_lock().is_err() {
+        return 0;
+    }
+    let freed = file.metadata().map_or(0, |meta| meta.len());
+    tracing::info!(path = %directory.display(), bytes = freed, "removing a fill that nobody came back for");
+    remove_logged(&directory.join("state.json"));
+    remove_logged(&data);
+    let _ = fs::remove_dir(directory);
+    freed
+}
+
+fn for_each_entry(directory: &Path, mut visit: impl FnMut(&PathBuf) -> io::Result<()>) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        visit(&entry?.path())?;
+    }
+    Ok(())
+}
+
+fn file_name(path: &Path) -> Option<&str> {
+    path.file_name().and_then(|name| name.to_str())
+}
+
+fn is_older(path: &Path, age: Duration) -> bool {
+    let modified = fs::metadata(path).and_then(|meta| meta.modified());
+    // A file from the future (the clock stepped back) is of age 0.
+    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|old| old > age))
+}
+
+fn remove_logged(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a leftover");
+    }
+}
