@@ -8,4 +8,5 @@ pub mod metrics;
 pub mod oci;
 pub mod store;
 pub mod sys;
+pub mod upstream;
 pub mod watermark;
