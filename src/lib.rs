@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod body;
+pub mod fill;
 pub mod http;
 pub mod metrics;
 pub mod oci;

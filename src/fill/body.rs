@@ -1,0 +1,313 @@
+//! What a reader of a fill gets: regions of the growing file, and bytes straight from upstream where the file cannot
+//! serve.
+//!
+//! A reader never holds more than one chunk, and never passes on what is not settled: from the file it gets what the
+//! watermark allows, so the blob's last bytes wait for the verdict. Two cases leave the file:
+//!
+//! - **A range far ahead of the watermark** is asked of upstream by itself, up to the blob's held-back tail, which comes
+//!   from the file like everybody's. If upstream refuses or breaks, the reader waits for the file after all.
+//! - **A full disk.** A reader of the whole blob goes on from upstream where the file ends, with the fill's hash state, and
+//!   holds back the last bytes until its own hash matches. A range that does not touch the tail is passed through; one
+//!   that does cannot be verified by anybody, and fails.
+//!
+//! Dropping a reader ends its own upstream request, if it has one, and touches nothing else.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use futures_util::stream;
+
+use super::error::{FillError, Spill};
+use super::fetch::{Download, Source};
+use super::flight::Flight;
+use crate::body::{Body, BodyError, Chunk, MAX_REGION, Region};
+use crate::http::range::ByteRange;
+use crate::oci::{Digest, Hasher};
+use crate::store::ingest::Origin;
+use crate::watermark::{self, HELD_BACK, Progress};
+
+/// Why bytes are served and not kept, as the metrics call it: the range was far ahead of its fill.
+pub const FAR_RANGE: &str = "far_range";
+/// Why bytes are served and not kept, as the metrics call it: the disk is full.
+pub const DISK_FULL: &str = "disk_full";
+
+/// The part of a blob under fill that a reader wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it; the length need not be known.
+    Whole,
+    /// A range of a blob whose length is known.
+    Part(ByteRange),
+}
+
+/// A body that follows `flight`. A range that begins more than `far` bytes ahead of what is readable now is asked of
+/// upstream by itself. `uncached` counts the bytes that this reader alone caused to come from upstream.
+///
+/// The flight must have started (its length is known if upstream announced one).
+pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<AtomicU64>) -> Body {
+    let progress = flight.progress();
+    let length = progress.length();
+    let (position, end) = match wanted {
+        Wanted::Whole => (0, length),
+        Wanted::Part(range) => (range.start, Some(range.start + range.len)),
+    };
+    let reader = Reader {
+        flight: Arc::clone(flight),
+        watermark: flight.reader.clone(),
+        whole: wanted == Wanted::Whole,
+        position,
+        end,
+        uncached: Arc::clone(uncached),
+        way: Way::File,
+    };
+    let reader = reader.taking_the_short_way(&progress, far);
+    Body::stream(chunks(reader), end.map(|end| end - position))
+}
+
+/// A body for a blob that cannot be kept: verified by this reader itself. `download` is opened; the length, if upstream
+/// announced one, is in its origin.
+///
+/// # Errors
+/// [`UnverifiableTail`]: the part touches the blob's tail and nobody hashes the blob.
+pub fn uncached(digest: Digest, download: Download, spill: &Arc<Spill>, wanted: Wanted) -> Result<Body, UnverifiableTail> {
+    let length = download.origin().length;
+    match wanted {
+        Wanted::Whole => {
+            let way = Way::Spill(SpillReader::new(digest, download, spill, 0));
+            Ok(Body::stream(chunks(Detached { way }), length))
+        }
+        Wanted::Part(range) => {
+            let end = range.start + range.len;
+            if length.is_none_or(|length| end > length.saturating_sub(HELD_BACK)) {
+                return Err(UnverifiableTail);
+            }
+            let way = Way::Through(download);
+            Ok(Body::stream(chunks(Detached { way }), Some(range.len)))
+        }
+    }
+}
+
+/// A range touches the tail of a blob that nobody is hashing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the range touches the end of a blob that cannot be verified: the cache's disk is full")]
+pub struct UnverifiableTail;
+
+/// Something that yields a body's chunks.
+trait Chunks {
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError>;
+}
+
+fn chunks(source: impl Chunks + 'static) -> impl futures_util::Stream<Item = Result<Chunk, BodyError>> {
+    stream::unfold(Some(source), |source| async {
+        let mut source = source?;
+        match source.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(source))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+struct Reader {
+    flight: Arc<Flight>,
+    watermark: watermark::Reader<FillError>,
+    whole: bool,
+    position: u64,
+    /// The byte behind the last wanted one; `None` while the blob's length is unknown.
+    end: Option<u64>,
+    uncached: Arc<AtomicU64>,
+    way: Way,
+}
+
+/// Where the next bytes come from.
+enum Way {
+    File,
+    /// Unverified bytes before the tail, straight from upstream.
+    Through(Download),
+    Spill(SpillReader),
+}
+
+impl Reader {
+    fn taking_the_short_way(mut self, progress: &Progress<FillError>, far: u64) -> Self {
+        let Some(length) = progress.length() else { return self };
+        let tail = length.saturating_sub(HELD_BACK);
+        let ahead = self.position.saturating_sub(progress.readable());
+        let verified = matches!(progress, Progress::Verified { .. });
+        if !verified && !self.whole && ahead > far && self.position < tail {
+            let until = self.end.unwrap_or(tail).min(tail);
+            tracing::debug!(digest = %self.flight.digest, offset = self.position, ahead, "a range far ahead: asking upstream for it");
+            let origin = Origin { length: Some(length), etag: None };
+            self.way = Way::Through(self.download(self.position, origin).until(until).uncached(FAR_RANGE));
+        }
+        self
+    }
+
+    fn download(&self, from: u64, origin: Origin) -> Download {
+        let source: Source = self.flight.source.clone();
+        Download::new(source, self.flight.digest, from, origin, Arc::clone(&self.uncached))
+    }
+
+    fn region(&mut self, readable: u64) -> Option<Chunk> {
+        let file = Arc::clone(self.flight.file.get()?);
+        let region = region(file, self.position, readable)?;
+        self.position += region.len as u64;
+        Some(Chunk::Region(region))
+    }
+
+    /// The fill ran out of disk: this reader goes on by itself.
+    fn leave(&mut self, spill: &Arc<Spill>) -> Result<(), BodyError> {
+        let origin = spill.origin.clone();
+        if self.whole {
+            let download = self.download(spill.written, origin).uncached(DISK_FULL);
+            self.way = Way::Spill(SpillReader::new(self.flight.digest, download, spill, self.position));
+            return Ok(());
+        }
+        let tail = origin.length.map_or(0, |length| length.saturating_sub(HELD_BACK));
+        match self.end {
+            Some(end) if end <= tail => {
+                self.way = Way::Through(self.download(self.position, origin).until(end).uncached(DISK_FULL));
+                Ok(())
+            }
+            _ => Err(BodyError::new(UnverifiableTail)),
+        }
+    }
+}
+
+impl Chunks for Reader {
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
+        loop {
+            if self.end.is_some_and(|end| self.position >= end) {
+                return Ok(None);
+            }
+            match &mut self.way {
+                Way::File => {}
+                Way::Through(download) => match download.next().await {
+                    Ok(Some(bytes)) => {
+                        self.position += bytes.len() as u64;
+                        return Ok(Some(Chunk::Bytes(bytes)));
+                    }
+                    Ok(None) => self.way = Way::File,
+                    Err(error) => {
+                        tracing::info!(digest = %self.flight.digest, %error, "upstream does not give the range: waiting for the fill");
+                        self.way = Way::File;
+                    }
+                },
+                Way::Spill(spill) => return spill.next().await,
+            }
+            let position = self.position;
+            let progress = self.watermark.wait_until(|progress| progress.readable() > position).await;
+            match progress {
+                Progress::Failed(FillError::NoSpace(spill)) => self.leave(&spill)?,
+                Progress::Failed(error) => return Err(BodyError::new(error)),
+                Progress::Verified { len } if self.end.is_none() => self.end = Some(len),
+                progress => {
+                    let readable = progress.readable().min(self.end.unwrap_or(u64::MAX));
+                    match self.region(readable) {
+                        Some(chunk) => return Ok(Some(chunk)),
+                        None => return Err(BodyError::new("a fill has no file, or is shorter than its range")),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A reader that has no flight.
+struct Detached {
+    way: Way,
+}
+
+impl Chunks for Detached {
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
+        match &mut self.way {
+            Way::File => Ok(None),
+            Way::Through(download) => Ok(download.next().await.map_err(BodyError::new)?.map(Chunk::Bytes)),
+            Way::Spill(spill) => spill.next().await,
+        }
+    }
+}
+
+/// The whole blob: what the file got, then upstream, the end withheld until this reader's own hash matches.
+struct SpillReader {
+    digest: Digest,
+    download: Download,
+    hasher: Option<Hasher>,
+    /// What is not handed out yet, in order.
+    queue: VecDeque<Chunk>,
+    /// Sum of the lengths in `queue`; more than `HELD_BACK` plus one chunk only while it holds regions.
+    queued: u64,
+    verified: bool,
+}
+
+impl SpillReader {
+    /// Goes on at `position <= spill.written`; `download` begins at `spill.written`.
+    fn new(digest: Digest, download: Download, spill: &Arc<Spill>, position: u64) -> Self {
+        let hasher = Some(spill.hasher.clone());
+        let mut reader = Self { digest, download, hasher, queue: VecDeque::new(), queued: 0, verified: false };
+        let mut position = position;
+        if let Some(file) = &spill.file {
+            while let Some(region) = region(Arc::clone(file), position, spill.written) {
+                position += region.len as u64;
+                reader.push(Chunk::Region(region));
+            }
+        }
+        reader
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        self.queued += chunk.len() as u64;
+        self.queue.push_back(chunk);
+    }
+
+    /// The first chunk, if what stays behind it is enough to withhold, or nothing needs to be withheld any more.
+    fn pop(&mut self) -> Option<Chunk> {
+        let first = self.queue.front()?.len() as u64;
+        if !self.verified && self.queued - first < HELD_BACK {
+            return None;
+        }
+        self.queued -= first;
+        self.queue.pop_front()
+    }
+
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
+        loop {
+            if let Some(chunk) = self.pop() {
+                return Ok(Some(chunk));
+            }
+            if self.verified {
+                return Ok(None);
+            }
+            match self.download.next().await.map_err(BodyError::new)? {
+                Some(bytes) => self.take(bytes),
+                None => self.judge()?,
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: Bytes) {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        self.push(Chunk::Bytes(bytes));
+    }
+
+    fn judge(&mut self) -> Result<(), BodyError> {
+        let actual = self.hasher.take().map(Hasher::finish);
+        match actual {
+            Some(actual) if actual == self.digest => {
+                self.verified = true;
+                Ok(())
+            }
+            Some(actual) => Err(BodyError::new(FillError::Digest { expected: self.digest, actual })),
+            None => Err(BodyError::new(FillError::Abandoned)),
+        }
+    }
+}
+
+/// The next region of `file` from `position`, not beyond `end`.
+fn region(file: Arc<std::fs::File>, position: u64, end: u64) -> Option<Region> {
+    let len = usize::try_from(end.checked_sub(position)?).unwrap_or(MAX_REGION).min(MAX_REGION);
+    (len > 0).then_some(Region { file, offset: position, len })
+}

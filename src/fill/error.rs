@@ -1,0 +1,121 @@
+//! Why a fill failed.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::oci::{Digest, Hasher};
+use crate::store::ingest::Origin;
+use crate::upstream::UpstreamError;
+use crate::watermark::Abandoned;
+
+/// Why a fill failed. Every reader of the fill gets the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FillError {
+    /// Upstream's fault, after what retries and mirrors could do.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Upstream announced another length than before, or than the manifest says.
+    #[error("upstream announces {announced} bytes, expected {expected}")]
+    Length {
+        /// What it says now.
+        announced: u64,
+        /// What was known before.
+        expected: u64,
+    },
+    /// Upstream's body ended before its length.
+    #[error("upstream's body ended after {received} of {expected} bytes")]
+    Short {
+        /// Bytes received.
+        received: u64,
+        /// Bytes announced.
+        expected: u64,
+    },
+    /// Upstream answers a range with bytes from elsewhere.
+    #[error("upstream was asked for bytes from {asked} and sends bytes from {sent}")]
+    Misplaced {
+        /// First byte that was asked for.
+        asked: u64,
+        /// First byte that is sent.
+        sent: u64,
+    },
+    /// The content is not what the digest says.
+    #[error("upstream sent something else: {expected} asked for, {actual} received")]
+    Digest {
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        actual: Digest,
+    },
+    /// The disk is full. Readers go on from upstream.
+    #[error("no space left in the cache after {} bytes", .0.written)]
+    NoSpace(Arc<Spill>),
+    /// The disk failed.
+    #[error("cannot {operation}: {cause}")]
+    Disk {
+        /// What was tried.
+        operation: &'static str,
+        /// The system's word.
+        cause: Arc<io::Error>,
+    },
+    /// Another process had the fill, and gave it up.
+    #[error("the process that was filling gave up")]
+    OwnerGaveUp,
+    /// The leader vanished.
+    #[error("the fill was abandoned")]
+    Abandoned,
+}
+
+/// What a fill had when the disk was full: enough for each reader to go on from upstream and still verify.
+#[derive(Debug)]
+pub struct Spill {
+    /// The file with what was written; `None` if not even that could be made.
+    pub file: Option<Arc<File>>,
+    /// Bytes in the file.
+    pub written: u64,
+    /// The hash over them.
+    pub hasher: Hasher,
+    /// What is known of the source.
+    pub origin: Origin,
+}
+
+impl FillError {
+    /// A stable word for metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Upstream(error) => error.reason(),
+            Self::Length { .. } => "length",
+            Self::Short { .. } => "short",
+            Self::Misplaced { .. } => "misplaced",
+            Self::Digest { .. } => "digest",
+            Self::NoSpace(_) => "no_space",
+            Self::Disk { .. } => "disk",
+            Self::OwnerGaveUp => "owner_gave_up",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
+    /// Whether another try, or another mirror, may do better.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_retryable(),
+            Self::Length { .. } | Self::Short { .. } | Self::Misplaced { .. } => true,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn disk(operation: &'static str, cause: io::Error) -> Self {
+        Self::Disk { operation, cause: Arc::new(cause) }
+    }
+}
+
+impl From<Abandoned> for FillError {
+    fn from(_: Abandoned) -> Self {
+        Self::Abandoned
+    }
+}
+
+/// Whether the disk, or the quota, is full.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
