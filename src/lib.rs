@@ -7,6 +7,7 @@ pub mod fill;
 pub mod http;
 pub mod metrics;
 pub mod oci;
+pub mod server;
 pub mod store;
 pub mod sys;
 pub mod upstream;

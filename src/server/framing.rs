@@ -1,0 +1,280 @@
+//! Where in a connection's bytes one request ends and the next head begins.
+//!
+//! The HTTP library decodes bodies; this only follows them, so that the next head can be found and checked before the
+//! library sees it. It must therefore agree with hyper on every boundary, and it does by being stricter: what it
+//! follows hyper follows the same way, and what it does not follow ends the connection.
+//!
+//! Pure: bytes in, steps out. The steps do not depend on how the bytes were cut, except that a body may come in more or
+//! fewer pieces.
+
+use super::head::{self, BodyLength, Head, Limits, Scan};
+use super::refusal::{HeadError, Refusal};
+
+/// The most empty lines that may stand before a request line (RFC 9112 section 2.2 asks for at least one).
+const BLANK_LINES_MAX: u8 = 4;
+/// The longest chunk extension, in bytes. hyper bounds what they sum up to.
+const EXTENSION_BYTES_MAX: u16 = 256;
+/// The longest trailer section, in bytes; less than hyper takes.
+const TRAILER_BYTES_MAX: u16 = 8 * 1024;
+/// The most digits of a chunk's size: what fits 64 bits.
+const SIZE_DIGITS_MAX: u8 = 16;
+
+/// What the bytes at the front are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More bytes are needed to tell; the same bytes are shown again with more behind them.
+    More,
+    /// So many bytes mean nothing and are dropped.
+    Skip(usize),
+    /// So many bytes are a head that passed the check.
+    Head(usize, Head),
+    /// So many bytes, at least one, belong to the body of the last head.
+    Body(usize),
+    /// This is no head. Nothing can be told about the bytes behind it any more.
+    Refused(HeadError),
+    /// The body's framing is broken. Nothing can be told about the bytes behind it any more.
+    Malformed(&'static str),
+}
+
+/// Follows the requests of one connection.
+#[derive(Clone, Debug)]
+pub struct Framing {
+    limits: Limits,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Between requests, behind so many empty lines.
+    Start {
+        blank_lines: u8,
+    },
+    /// In a head, of which so many bytes were looked at.
+    Head {
+        scanned: usize,
+    },
+    /// In a body of which so many bytes are left; at least one.
+    Length(u64),
+    Chunked(Chunked),
+    /// After [`Step::Refused`] or [`Step::Malformed`].
+    Lost,
+}
+
+/// Where in a chunked body (RFC 9112 section 7.1) the next byte stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunked {
+    Size { digits: u8, value: u64 },
+    Extension { len: u16, value: u64 },
+    SizeLineFeed { value: u64 },
+    Data { left: u64 },
+    DataCarriageReturn,
+    DataLineFeed,
+    TrailerStart { len: u16 },
+    TrailerName { len: u16 },
+    TrailerValue { len: u16 },
+    TrailerLineFeed { len: u16 },
+    LastLineFeed,
+}
+
+/// What a byte of a chunked body led to.
+enum Next {
+    State(Chunked),
+    End,
+    Malformed(&'static str),
+}
+
+impl Framing {
+    /// At the start of a connection.
+    pub const fn new(limits: Limits) -> Self {
+        Self { limits, state: State::Start { blank_lines: 0 } }
+    }
+
+    /// Whether the next byte belongs to the body of a request whose head was passed on.
+    pub const fn in_body(&self) -> bool {
+        matches!(self.state, State::Length(_) | State::Chunked(_))
+    }
+
+    /// Whether the framing is lost, so that nothing more can be passed on.
+    pub const fn is_lost(&self) -> bool {
+        matches!(self.state, State::Lost)
+    }
+
+    /// Gives up on the connection's bytes, as after a refused head.
+    pub const fn lose(&mut self) {
+        self.state = State::Lost;
+    }
+
+    /// How many bytes of body are certain to follow; `None` outside a body of known length.
+    pub const fn body_left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// Says what the bytes at the front of `data` are. The caller takes as many as the step says, and shows what is
+    /// behind them the next time.
+    pub fn step(&mut self, data: &[u8]) -> Step {
+        if data.is_empty() {
+            return Step::More;
+        }
+        match self.state {
+            State::Start { blank_lines } => match self.blank_line(data, blank_lines) {
+                Some(step) => step,
+                None => self.head(data, 0),
+            },
+            State::Head { scanned } => self.head(data, scanned),
+            State::Length(left) => {
+                let taken = usize::try_from(left).map_or(data.len(), |left| left.min(data.len()));
+                self.state = body_of_length(left - taken as u64);
+                Step::Body(taken)
+            }
+            State::Chunked(state) => self.chunked(data, state),
+            State::Lost => Step::More,
+        }
+    }
+
+    /// Drops one empty line; `None` if `data` begins with something else.
+    fn blank_line(&mut self, data: &[u8], blank_lines: u8) -> Option<Step> {
+        match data {
+            [b'\r'] => Some(Step::More),
+            [b'\r', b'\n', ..] if blank_lines < BLANK_LINES_MAX => {
+                self.state = State::Start { blank_lines: blank_lines + 1 };
+                Some(Step::Skip(2))
+            }
+            [b'\r', b'\n', ..] => Some(
+                self.refuse(HeadError::new(Refusal::RequestLine, "empty lines where a request should begin")),
+            ),
+            [b'\r' | b'\n', ..] => Some(
+                self.refuse(HeadError::new(Refusal::LineEnd, "a bare CR or LF where a request should begin")),
+            ),
+            _ => None,
+        }
+    }
+
+    fn head(&mut self, data: &[u8], scanned: usize) -> Step {
+        match head::scan(data, scanned, self.limits) {
+            Scan::Partial { scanned } => {
+                self.state = State::Head { scanned };
+                Step::More
+            }
+            Scan::Refused(error) => self.refuse(error),
+            Scan::Complete { len } => match head::check(&data[..len], self.limits) {
+                Ok(head) => {
+                    self.state = match head.body {
+                        BodyLength::Known(len) => body_of_length(len),
+                        BodyLength::Chunked => State::Chunked(Chunked::Size { digits: 0, value: 0 }),
+                    };
+                    Step::Head(len, head)
+                }
+                Err(error) => self.refuse(error),
+            },
+        }
+    }
+
+    fn refuse(&mut self, error: HeadError) -> Step {
+        self.state = State::Lost;
+        Step::Refused(error)
+    }
+
+    fn chunked(&mut self, data: &[u8], mut state: Chunked) -> Step {
+        let mut taken = 0;
+        while taken < data.len() {
+            if let Chunked::Data { left } = state {
+                let skipped = usize::try_from(left).map_or(usize::MAX, |left| left).min(data.len() - taken);
+                taken += skipped;
+                let left = left - skipped as u64;
+                state = if left == 0 { Chunked::DataCarriageReturn } else { Chunked::Data { left } };
+                continue;
+            }
+            match state.next(data[taken]) {
+                Next::State(next) => state = next,
+                Next::End => {
+                    self.state = State::Start { blank_lines: 0 };
+                    return Step::Body(taken + 1);
+                }
+                // What came before the broken byte is passed on first; the byte is then shown again.
+                Next::Malformed(_) if taken > 0 => break,
+                Next::Malformed(reason) => {
+                    self.state = State::Lost;
+                    return Step::Malformed(reason);
+                }
+            }
+            taken += 1;
+        }
+        self.state = State::Chunked(state);
+        Step::Body(taken)
+    }
+}
+
+const fn body_of_length(left: u64) -> State {
+    if left == 0 { State::Start { blank_lines: 0 } } else { State::Length(left) }
+}
+
+impl Chunked {
+    /// Takes one byte; `Data` is skipped by the caller.
+    fn next(self, byte: u8) -> Next {
+        match (self, byte) {
+            (Self::Size { digits, value }, _) if byte.is_ascii_hexdigit() => {
+                if digits == SIZE_DIGITS_MAX {
+                    return Next::Malformed("a chunk's size has more than 16 digits");
+                }
+                Next::State(Self::Size { digits: digits + 1, value: value << 4 | u64::from(hex_value(byte)) })
+            }
+            (Self::Size { digits: 1.., value } | Self::Extension { value, .. }, b'\r') => {
+                Next::State(Self::SizeLineFeed { value })
+            }
+            (Self::Size { digits: 1.., value }, b';') => Next::State(Self::Extension { len: 0, value }),
+            (Self::Size { .. }, _) => Next::Malformed("a chunk begins with its size in hexadecimal digits"),
+            (Self::Extension { len, value }, _) if head::is_value_byte(byte) => {
+                if len == EXTENSION_BYTES_MAX {
+                    return Next::Malformed("a chunk extension is longer than 256 bytes");
+                }
+                Next::State(Self::Extension { len: len + 1, value })
+            }
+            (Self::Extension { .. }, _) => Next::Malformed("a chunk extension has a control character"),
+            (Self::SizeLineFeed { value: 0 }, b'\n') => Next::State(Self::TrailerStart { len: 0 }),
+            (Self::SizeLineFeed { value }, b'\n') => Next::State(Self::Data { left: value }),
+            (Self::SizeLineFeed { .. }, _) => Next::Malformed("a chunk's size ends in CR LF"),
+            (Self::Data { left }, _) => Next::State(Self::Data { left }),
+            (Self::DataCarriageReturn, b'\r') => Next::State(Self::DataLineFeed),
+            (Self::DataLineFeed, b'\n') => Next::State(Self::Size { digits: 0, value: 0 }),
+            (Self::DataCarriageReturn | Self::DataLineFeed, _) => {
+                Next::Malformed("a chunk's data ends in CR LF, after as many bytes as its size says")
+            }
+            (Self::TrailerStart { .. }, b'\r') => Next::State(Self::LastLineFeed),
+            (Self::LastLineFeed, b'\n') => Next::End,
+            (Self::LastLineFeed, _) => Next::Malformed("the body ends in CR LF"),
+            (Self::TrailerLineFeed { len }, b'\n') => Next::State(Self::TrailerStart { len }),
+            (Self::TrailerLineFeed { .. }, _) => Next::Malformed("a trailer line ends in CR LF"),
+            (
+                Self::TrailerStart { len: TRAILER_BYTES_MAX.. }
+                | Self::TrailerName { len: TRAILER_BYTES_MAX.. }
+                | Self::TrailerValue { len: TRAILER_BYTES_MAX.. },
+                _,
+            ) => Next::Malformed("the trailers are longer than 8 KiB"),
+            (Self::TrailerStart { len } | Self::TrailerName { len }, _) if head::is_token_byte(byte) => {
+                Next::State(Self::TrailerName { len: len + 1 })
+            }
+            (Self::TrailerName { len }, b':') => Next::State(Self::TrailerValue { len: len + 1 }),
+            (Self::TrailerStart { .. } | Self::TrailerName { .. }, _) => {
+                Next::Malformed("a trailer line is \"name: value\"")
+            }
+            (Self::TrailerValue { len }, b'\r') => Next::State(Self::TrailerLineFeed { len }),
+            (Self::TrailerValue { len }, _) if head::is_value_byte(byte) => {
+                Next::State(Self::TrailerValue { len: len + 1 })
+            }
+            (Self::TrailerValue { .. }, _) => {
+                Next::Malformed("a trailer has a control character in its value")
+            }
+        }
+    }
+}
+
+fn hex_value(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        b'a'..=b'f' => digit - b'a' + 10,
+        _ => digit - b'A' + 10,
+    }
+}

@@ -1,0 +1,209 @@
+//! The writing side of a connection: slices of memory by `sendmsg`, regions of files without a copy.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::outbox::Outbox;
+use super::shared::Shared;
+use crate::body::Region;
+use crate::sys;
+
+/// The most bytes that one call sends of a region: what a thread spends on one connection without looking up.
+const CALL_BYTES_MAX: usize = 1 << 20;
+/// The most bytes that a connection sends before the others of its thread have their turn.
+const TURN_BYTES_MAX: usize = 4 << 20;
+/// How much of a region is read at a time where it must be copied, in bytes.
+const COPY_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// What regions are read into where they must be copied. Borrowed only between a read and a send.
+    static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How the bytes of a region get into a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sender {
+    /// `sendfile(2)`: from the page cache, without a copy. Where a file's filesystem cannot do it, the connection goes
+    /// on with [`Copy`](Self::Copy).
+    #[default]
+    Sendfile,
+    /// `pread(2)` and `sendmsg(2)`: works everywhere, at about three times the CPU.
+    Copy,
+}
+
+/// Writes what the HTTP library hands over, and keeps to the connection's turn.
+pub(super) struct Writer {
+    sender: Sender,
+    /// Bytes sent since the connection last let others go first.
+    turn_bytes: usize,
+}
+
+/// How far a piece got.
+enum Progress {
+    Whole(usize),
+    /// The socket took no more than this.
+    Part(usize),
+}
+
+impl Writer {
+    pub(super) const fn new(sender: Sender) -> Self {
+        Self { sender, turn_bytes: 0 }
+    }
+
+    /// Sends as much of `slices` as the socket takes, tokens as the regions that they stand for; returns how many bytes
+    /// that was. Pending if it takes nothing, or if the connection's turn is over (then the task is woken at once).
+    ///
+    /// Errors: whatever the socket says; `UnexpectedEof` if a file is shorter than its region, `InvalidInput` if slices
+    /// and regions do not match. After an error the connection is of no use.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &TcpStream,
+        shared: &Shared,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut outbox = shared.outbox.borrow_mut();
+        if !outbox.matches(slices) {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the response's slices do not match the regions under way",
+            )));
+        }
+        if self.turn_bytes >= TURN_BYTES_MAX {
+            self.turn_bytes = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            match self.write(stream, &mut outbox, slices) {
+                Ok(sent) => {
+                    self.turn_bytes += sent;
+                    shared.deadlines.wrote();
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    shared.deadlines.write_blocked();
+                    self.turn_bytes = 0;
+                    ready!(stream.poll_write_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Sends until the socket is full, the slices are through or the turn is over. An error is returned only if nothing
+    /// was sent before it: the next call meets it again.
+    fn write(
+        &mut self,
+        stream: &TcpStream,
+        outbox: &mut Outbox,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
+        let mut total = 0;
+        let mut rest = slices;
+        while !rest.is_empty() {
+            let plain = rest.iter().position(|slice| outbox.is_token(slice)).unwrap_or(rest.len());
+            let progress = if plain > 0 {
+                let (run, behind) = rest.split_at(plain);
+                rest = behind;
+                send_plain(stream, run, !behind.is_empty())
+            } else {
+                rest = &rest[1..];
+                self.send_region(stream, outbox, TURN_BYTES_MAX.saturating_sub(self.turn_bytes + total))
+            };
+            match progress {
+                Ok(Progress::Whole(sent)) => total += sent,
+                Ok(Progress::Part(sent)) => return Ok(total + sent),
+                Err(_) if total > 0 => return Ok(total),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
+    }
+
+    /// Sends what is left of the first region, at most about `budget` bytes and at least one call's worth.
+    fn send_region(
+        &mut self,
+        stream: &TcpStream,
+        outbox: &mut Outbox,
+        budget: usize,
+    ) -> io::Result<Progress> {
+        let Some(mut region) = outbox.front() else { return Ok(Progress::Whole(0)) };
+        let mut total = 0;
+        while region.len > 0 {
+            if total > 0 && total >= budget {
+                return Ok(Progress::Part(total));
+            }
+            match self.send_piece(stream, &region) {
+                Ok(0) => {
+                    let reason = format!("a file ends {} bytes before what is to be sent of it", region.len);
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
+                }
+                Ok(sent) => {
+                    outbox.advance(sent);
+                    region.offset += sent as u64;
+                    region.len -= sent;
+                    total += sent;
+                }
+                Err(_) if total > 0 => return Ok(Progress::Part(total)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Progress::Whole(total))
+    }
+
+    /// One call's worth of a region; 0 if the file has ended.
+    fn send_piece(&mut self, stream: &TcpStream, region: &Region) -> io::Result<usize> {
+        if self.sender == Sender::Sendfile {
+            let len = region.len.min(CALL_BYTES_MAX);
+            let result = stream.try_io(Interest::WRITABLE, || {
+                sys::sendfile(stream.as_fd(), region.file.as_fd(), region.offset, len)
+            });
+            match result {
+                Err(error) if is_unsupported(&error) => self.sender = Sender::Copy,
+                result => return result,
+            }
+        }
+        copy_piece(stream, region)
+    }
+}
+
+/// Sends slices of memory with one call; `more` if a region follows.
+fn send_plain(stream: &TcpStream, slices: &[IoSlice<'_>], more: bool) -> io::Result<Progress> {
+    let len: usize = slices.iter().map(|slice| slice.len()).sum();
+    if len == 0 {
+        return Ok(Progress::Whole(0));
+    }
+    let sent = stream.try_io(Interest::WRITABLE, || sys::send_vectored(stream.as_fd(), slices, more))?;
+    Ok(if sent == len { Progress::Whole(sent) } else { Progress::Part(sent) })
+}
+
+fn copy_piece(stream: &TcpStream, region: &Region) -> io::Result<usize> {
+    COPY.with_borrow_mut(|buf| {
+        buf.resize(COPY_BYTES, 0);
+        // Asked before the file is read: while the socket takes nothing, reading would be for nothing.
+        stream.try_io(Interest::WRITABLE, || {
+            let len = loop {
+                match region.file.read_at(&mut buf[..region.len.min(COPY_BYTES)], region.offset) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read?,
+                }
+            };
+            if len == 0 {
+                return Ok(0);
+            }
+            sys::send_vectored(stream.as_fd(), &[IoSlice::new(&buf[..len])], len < region.len)
+        })
+    })
+}
+
+/// What `sendfile` says of a file that it cannot take pages from, or where a filter refuses the call.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM))
+}

@@ -1,0 +1,105 @@
+//! What the two ends of one connection share: the transport below the HTTP library and the service above it.
+//!
+//! Everything of a connection runs in one task, so this is plain cells behind an `Rc`. No borrow is held across a call
+//! into the library or a poll.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::task::Waker;
+use std::time::Instant;
+
+use super::outbox::Outbox;
+use super::refusal::HeadError;
+use super::watchdog::Deadlines;
+
+/// The state that a connection's transport, response bodies and driver share.
+pub(super) struct Shared {
+    /// Regions on their way through the library.
+    pub(super) outbox: RefCell<Outbox>,
+    /// One entry for each head that was handed to the library and not yet to the service, in order.
+    heads: RefCell<VecDeque<Arrival>>,
+    /// Heads handed to the library whose response is not over.
+    in_flight: Cell<usize>,
+    /// Responses under way, from the service's answer to the last byte.
+    delivering: Cell<usize>,
+    /// A response ended before its end: the peer must not take what it got for the whole.
+    aborted: Cell<bool>,
+    /// What is being waited for, and since when.
+    pub(super) deadlines: Deadlines,
+    /// Wakes the task when the last response is over, if the transport waits for that.
+    idle_waker: Cell<Option<Waker>>,
+}
+
+/// A head that was handed to the library.
+pub(super) struct Arrival {
+    /// When its first byte was there.
+    pub(super) received: Instant,
+    /// Set if the library was given a substitute for it.
+    pub(super) refused: Option<HeadError>,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            outbox: RefCell::new(Outbox::new()?),
+            heads: RefCell::default(),
+            in_flight: Cell::new(0),
+            delivering: Cell::new(0),
+            aborted: Cell::new(false),
+            deadlines: Deadlines::default(),
+            idle_waker: Cell::new(None),
+        })
+    }
+
+    /// A head is about to be handed to the library.
+    pub(super) fn arrived(&self, arrival: Arrival) {
+        self.heads.borrow_mut().push_back(arrival);
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// The head of the request that the library just made.
+    pub(super) fn next_arrival(&self) -> Option<Arrival> {
+        self.heads.borrow_mut().pop_front()
+    }
+
+    /// The service answered; followed by one call of [`response_over`](Self::response_over).
+    pub(super) fn response_begins(&self) {
+        self.delivering.set(self.delivering.get() + 1);
+    }
+
+    /// A response is over, for better or worse.
+    pub(super) fn response_over(&self, completed: bool) {
+        if !completed {
+            self.abort();
+        }
+        self.delivering.set(self.delivering.get().saturating_sub(1));
+        let left = self.in_flight.get().saturating_sub(1);
+        self.in_flight.set(left);
+        if left == 0
+            && let Some(waker) = self.idle_waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Whether no request is under way between the transport and the end of its response.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.get() == 0
+    }
+
+    /// Wakes `waker` once when [`is_idle`](Self::is_idle) becomes true.
+    pub(super) fn wake_when_idle(&self, waker: &Waker) {
+        self.idle_waker.set(Some(waker.clone()));
+    }
+
+    /// From now on the connection can only end in a reset.
+    pub(super) fn abort(&self) {
+        self.aborted.set(true);
+    }
+
+    /// Whether closing now must look like a failure to the peer: an answer was cut short or is still under way.
+    pub(super) fn must_reset(&self) -> bool {
+        self.aborted.get() || self.delivering.get() > 0
+    }
+}

@@ -1,0 +1,90 @@
+//! The grammar of a request's target and of Host (RFC 9112 section 3.2, RFC 3986 section 3).
+//!
+//! Pure. What is taken here hyper's URI parser takes too.
+
+use std::net::Ipv6Addr;
+
+/// The four forms of RFC 9112 section 3.2.
+pub(super) fn is_target(method: &[u8], target: &[u8]) -> bool {
+    if method == b"CONNECT" {
+        return is_authority(target) && target.last().is_some_and(u8::is_ascii_digit) && has_port(target);
+    }
+    match target {
+        b"*" => method == b"OPTIONS",
+        [b'/', ..] => is_path_and_query(target),
+        _ => {
+            let prefix_len = [&b"http://"[..], b"https://"]
+                .iter()
+                .find(|scheme| {
+                    target.len() >= scheme.len() && target[..scheme.len()].eq_ignore_ascii_case(scheme)
+                })
+                .map(|scheme| scheme.len());
+            prefix_len.is_some_and(|prefix_len| {
+                let rest = &target[prefix_len..];
+                let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+                is_authority(&rest[..end]) && is_path_and_query(&rest[end..])
+            })
+        }
+    }
+}
+
+/// A host and perhaps a port that hyper's URI parser takes as well. User information is refused with the `@`: RFC 9110
+/// section 4.2.4.
+fn is_authority(authority: &[u8]) -> bool {
+    is_host(authority) && http::uri::Authority::try_from(authority).is_ok()
+}
+
+/// The characters of RFC 3986 section 3.3 and 3.4, and a few that clients send all the same and that mean nothing
+/// special (`[ ] \ ^ |`); all of them are taken by hyper's URI parser.
+fn is_path_and_query(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .all(|byte| matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'z' | b'|' | b'~'))
+}
+
+/// `uri-host [ ":" port ]`, not empty (RFC 9110 section 7.2, RFC 3986 section 3.2.2).
+pub(super) fn is_host(value: &[u8]) -> bool {
+    let (host, rest) = if value.first() == Some(&b'[') {
+        let Some(end) = value.iter().position(|byte| *byte == b']') else { return false };
+        let address = std::str::from_utf8(&value[1..end]).ok().and_then(|text| text.parse::<Ipv6Addr>().ok());
+        if address.is_none() {
+            return false;
+        }
+        value.split_at(end + 1)
+    } else {
+        let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+        if !is_registered_name(&value[..end]) {
+            return false;
+        }
+        value.split_at(end)
+    };
+    !host.is_empty() && (rest.is_empty() || is_port(&rest[1..]) && rest[0] == b':')
+}
+
+/// `port` of RFC 3986 may be empty; a number must be one that TCP has.
+fn is_port(digits: &[u8]) -> bool {
+    digits.is_empty()
+        || digits.iter().all(u8::is_ascii_digit)
+            && std::str::from_utf8(digits).is_ok_and(|text| text.parse::<u16>().is_ok())
+}
+
+fn has_port(authority: &[u8]) -> bool {
+    let behind_address = authority.iter().rposition(|byte| *byte == b']').map_or(0, |at| at + 1);
+    authority[behind_address..].contains(&b':')
+}
+
+fn is_registered_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let [byte, tail @ ..] = rest {
+        rest = match byte {
+            b'%' => match tail {
+                [high, low, tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => tail,
+                _ => return false,
+            },
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'.' | b'_' | b'~' => tail,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => tail,
+            _ => return false,
+        };
+    }
+    !name.is_empty()
+}

@@ -1,0 +1,402 @@
+//! The socket of a connection, as the HTTP library reads and writes it.
+//!
+//! **Reading.** Bytes are followed by [`Framing`]: a head is withheld until it is whole and was checked, then handed over
+//! byte for byte, one head per read; bodies pass as they come. A refused head is replaced by a substitute, a request
+//! that the library understands and that closes the connection, and nothing follows it. So a refusal is answered like
+//! any request, after the responses under way and exactly once, and the service learns from the queue of heads (one
+//! entry per head handed over, in order) which of its requests is a substitute, and for what. Reads go through one
+//! buffer of the thread; a connection that waits for a head's first byte holds no buffer of ours.
+//!
+//! A peer that has shut down its sending side still gets the responses it asked for: the end of its bytes is kept from
+//! the library until they are over.
+//!
+//! **Writing.** Slices of memory leave by `sendmsg`, tokens by the [`sender`](super::sender) as the regions of a file
+//! that they stand for (see [`outbox`](super::outbox)).
+//!
+//! **Closing.** If a response was cut short, or is under way when this is dropped, the socket is closed with a linger time
+//! of 0, so that the peer sees a reset: a clean end is how a body of unknown length ends well. Otherwise the sending
+//! side is shut down, and if the peer may still be sending, what it sends is read and dropped for a while: closing a
+//! socket with unread bytes would reset it, and the peer might lose the answer that told it to stop.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::rt::ReadBufCursor;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::framing::{Framing, Step};
+use super::head::{self, Head, Limits};
+use super::refusal::{HeadError, Refusal};
+use super::sender::{Sender, Writer};
+use super::shared::{Arrival, Shared};
+use super::watchdog::{Expired, Reading};
+
+/// The most bytes that one read takes from a socket.
+const READ_BYTES_MAX: usize = 64 * 1024;
+/// The most bytes that are read when a head is expected; enough for a burst of pipelined requests.
+const HEAD_READ_BYTES: usize = 16 * 1024;
+/// The most bytes that are read and dropped at the end of a connection.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+/// The longest time that the peer is given to close at the end of a connection.
+pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
+
+const SUBSTITUTE_GET: &[u8] = b"GET / HTTP/1.1\r\nHost: invalid\r\nConnection: close\r\n\r\n";
+/// So that the answer to a refused HEAD has no body.
+const SUBSTITUTE_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: invalid\r\nConnection: close\r\n\r\n";
+
+thread_local! {
+    /// What every connection of the thread reads into. Borrowed only while a read is being taken apart.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES_MAX]);
+}
+
+/// The socket of one connection. Dropping it closes the socket; see the module's doc for how.
+pub(super) struct Transport {
+    stream: TcpStream,
+    shared: Rc<Shared>,
+    inbound: Inbound,
+    writer: Writer,
+    /// The peer has shut down its sending side.
+    read_end: bool,
+    closing: Closing,
+}
+
+/// The reading side's bytes.
+struct Inbound {
+    framing: Framing,
+    /// Bytes that may be handed over, before anything else.
+    cleared: Bytes,
+    /// Bytes read behind those, not yet looked at, or a head that is not whole.
+    held: BytesMut,
+    /// When the first byte of the head under way was there.
+    head_began: Option<Instant>,
+}
+
+enum Closing {
+    No,
+    /// The sending side is shut down.
+    Lingering {
+        bytes_left: usize,
+        peer_may_send: bool,
+    },
+    Done,
+}
+
+/// What became of some bytes.
+enum Passed {
+    /// Something was handed over, or is cleared to be.
+    Some,
+    /// More is needed.
+    Nothing,
+}
+
+impl Transport {
+    pub(super) fn new(stream: TcpStream, shared: Rc<Shared>, limits: Limits, sender: Sender) -> Self {
+        Self {
+            stream,
+            shared,
+            inbound: Inbound {
+                framing: Framing::new(limits),
+                cleared: Bytes::new(),
+                held: BytesMut::new(),
+                head_began: None,
+            },
+            writer: Writer::new(sender),
+            read_end: false,
+            closing: Closing::No,
+        }
+    }
+
+    /// Acts on what the watchdog announced; `Some` is the result of the read under way.
+    fn read_expired(&mut self) -> Option<io::Result<()>> {
+        let acts_on = |expired| matches!(expired, Expired::Idle | Expired::Head | Expired::Body);
+        match self.shared.deadlines.take_expired(acts_on)? {
+            // To the library this is a peer that closed between requests.
+            Expired::Idle => Some(Ok(())),
+            Expired::Head => {
+                self.inbound.framing.lose();
+                let error = HeadError::new(Refusal::TimedOut, "the request's head did not arrive in time");
+                self.inbound.refuse(&self.shared, error, &[]);
+                None
+            }
+            _ => {
+                self.inbound.framing.lose();
+                Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's body does not arrive")))
+            }
+        }
+    }
+
+    /// Notes what the read that is about to wait waits for.
+    fn note_waiting(&self) {
+        let deadlines = &self.shared.deadlines;
+        deadlines.set_reading(if self.inbound.framing.is_lost() || self.read_end {
+            Reading::Nothing
+        } else if self.inbound.framing.in_body() {
+            match deadlines.reading() {
+                since @ Reading::Body(_) => since,
+                _ => Reading::Body(Instant::now()),
+            }
+        } else {
+            self.inbound.head_began.map_or(Reading::NextHead, Reading::Head)
+        });
+    }
+
+    /// Reads once from the socket and hands over what may be.
+    fn poll_socket(&mut self, cx: &mut Context<'_>, out: &mut ReadBufCursor<'_>) -> Poll<io::Result<Passed>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let len_max = if self.inbound.framing.in_body() { out.remaining() } else { HEAD_READ_BYTES };
+            let len_max = len_max.min(scratch.len());
+            let mut buf = ReadBuf::new(&mut scratch[..len_max]);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+            let data = buf.filled();
+            if data.is_empty() {
+                self.read_end = true;
+                return Poll::Ready(Ok(Passed::Nothing));
+            }
+            if self.inbound.held.is_empty() {
+                let (used, passed) = self.inbound.pass(&self.shared, data, out)?;
+                self.inbound.held.extend_from_slice(&data[used..]);
+                return Poll::Ready(Ok(passed));
+            }
+            self.inbound.held.extend_from_slice(data);
+            Poll::Ready(self.inbound.pass_held(&self.shared, out))
+        })
+    }
+
+    /// What the end of the peer's bytes means for the library.
+    fn poll_read_end(&mut self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if self.inbound.framing.in_body() || self.shared.is_idle() {
+            return Poll::Ready(Ok(()));
+        }
+        self.shared.wake_when_idle(cx.waker());
+        self.note_waiting();
+        Poll::Pending
+    }
+
+    /// Reads and drops what the peer still sends, until it closes, a bound is reached or nothing is to be expected.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Closing::Lingering { bytes_left, peer_may_send } = &mut self.closing else {
+            return Poll::Ready(());
+        };
+        if self.shared.deadlines.take_expired(|expired| expired == Expired::Linger).is_some() {
+            return Poll::Ready(());
+        }
+        while *bytes_left > 0 {
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                let result = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
+                Poll::Ready(result.map(|()| buf.filled().len()))
+            });
+            match read {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(len)) => {
+                    *peer_may_send = true;
+                    *bytes_left = bytes_left.saturating_sub(len);
+                }
+                Poll::Pending if *peer_may_send => {
+                    let deadlines = &self.shared.deadlines;
+                    if !matches!(deadlines.reading(), Reading::End(_)) {
+                        deadlines.set_reading(Reading::End(Instant::now()));
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Inbound {
+    /// Takes bytes apart until something is handed over or more is needed; returns how many were used up.
+    fn pass(
+        &mut self,
+        shared: &Shared,
+        data: &[u8],
+        out: &mut ReadBufCursor<'_>,
+    ) -> io::Result<(usize, Passed)> {
+        let mut used = 0;
+        loop {
+            let data = &data[used..];
+            // Of a body only as much is taken as can be handed over at once.
+            let seen = if self.framing.in_body() { &data[..data.len().min(out.remaining())] } else { data };
+            match self.framing.step(seen) {
+                Step::More => {
+                    if !data.is_empty() && !self.framing.is_lost() {
+                        self.head_began.get_or_insert_with(Instant::now);
+                    }
+                    return Ok((used, Passed::Nothing));
+                }
+                Step::Skip(len) => used += len,
+                Step::Body(len) => {
+                    out.put_slice(&data[..len]);
+                    return Ok((used + len, Passed::Some));
+                }
+                Step::Head(len, head) => {
+                    let received = self.head_began.take().unwrap_or_else(Instant::now);
+                    shared.arrived(Arrival { received, refused: None });
+                    self.clear_head(&data[..len], head, out);
+                    return Ok((used + len, Passed::Some));
+                }
+                Step::Refused(error) => {
+                    self.refuse(shared, error, data);
+                    return Ok((used + data.len(), Passed::Some));
+                }
+                Step::Malformed(reason) => return Err(io::Error::new(io::ErrorKind::InvalidData, reason)),
+            }
+        }
+    }
+
+    /// [`pass`](Self::pass) with the bytes that are held.
+    fn pass_held(&mut self, shared: &Shared, out: &mut ReadBufCursor<'_>) -> io::Result<Passed> {
+        let mut held = std::mem::take(&mut self.held);
+        let (used, passed) = self.pass(shared, &held, out)?;
+        if used < held.len() {
+            held.advance(used);
+            self.held = held;
+        }
+        Ok(passed)
+    }
+
+    /// Hands over a head that passed, at once as far as there is room.
+    fn clear_head(&mut self, bytes: &[u8], head: Head, out: &mut ReadBufCursor<'_>) {
+        if head.upgrade {
+            let mut masked = BytesMut::from(bytes);
+            head::mask_upgrade(&mut masked);
+            self.cleared = masked.freeze();
+            return;
+        }
+        let (now, later) = bytes.split_at(bytes.len().min(out.remaining()));
+        out.put_slice(now);
+        if !later.is_empty() {
+            self.cleared = Bytes::copy_from_slice(later);
+        }
+    }
+
+    /// Clears the substitute for a refused head, of which `data` may show the beginning.
+    fn refuse(&mut self, shared: &Shared, error: HeadError, data: &[u8]) {
+        let received = self.head_began.take().unwrap_or_else(Instant::now);
+        let data = if data.is_empty() { &self.held[..] } else { data };
+        let substitute = if data.starts_with(b"HEAD ") { SUBSTITUTE_HEAD } else { SUBSTITUTE_GET };
+        self.cleared = Bytes::from_static(substitute);
+        self.held = BytesMut::new();
+        shared.arrived(Arrival { received, refused: Some(error) });
+    }
+}
+
+impl hyper::rt::Read for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut out: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(result) = this.read_expired() {
+            this.shared.deadlines.set_reading(Reading::Nothing);
+            return Poll::Ready(result);
+        }
+        let filled_from = out.remaining();
+        if filled_from == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let inbound = &mut this.inbound;
+            if !inbound.cleared.is_empty() {
+                let len = inbound.cleared.len().min(out.remaining());
+                out.put_slice(&inbound.cleared.split_to(len));
+            }
+            if out.remaining() < filled_from {
+                this.shared.deadlines.set_reading(Reading::Nothing);
+                return Poll::Ready(Ok(()));
+            }
+            if inbound.framing.is_lost() {
+                this.note_waiting();
+                return Poll::Pending;
+            }
+            if !inbound.held.is_empty() && matches!(inbound.pass_held(&this.shared, &mut out)?, Passed::Some)
+            {
+                continue;
+            }
+            if this.read_end {
+                return this.poll_read_end(cx);
+            }
+            match this.poll_socket(cx, &mut out) {
+                Poll::Ready(result) => {
+                    result?;
+                }
+                Poll::Pending => {
+                    this.note_waiting();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl hyper::rt::Write for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = if this.shared.deadlines.take_expired(|expired| expired == Expired::Write).is_some() {
+            Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the peer takes nothing of the response",
+            )))
+        } else {
+            this.writer.poll_write(cx, &this.stream, &this.shared, slices)
+        };
+        if let Poll::Ready(Err(_)) = result {
+            this.shared.abort();
+        }
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Closing::No = this.closing {
+            if this.shared.must_reset() {
+                this.closing = Closing::Done;
+                return Poll::Ready(Ok(()));
+            }
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let framing = &this.inbound.framing;
+            let peer_may_send = framing.is_lost() || framing.in_body() || !this.inbound.held.is_empty();
+            let bytes_left = if this.read_end { 0 } else { LINGER_BYTES_MAX };
+            this.closing = Closing::Lingering { bytes_left, peer_may_send };
+        }
+        ready!(this.poll_linger(cx));
+        this.shared.deadlines.set_reading(Reading::Nothing);
+        this.closing = Closing::Done;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        if self.shared.must_reset() {
+            // If this fails the socket is past caring.
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The clock of a connection: every wait for the peer has a bound.
+//!
+//! One timer per connection, armed lazily. What is waited for is noted as a point in time in a cell, which costs a clock
+//! reading; the timer is touched only when it fires or when a deadline comes to lie before it. A connection that answers
+//! requests as fast as it can arms it about once per timeout.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::task::coop::unconstrained;
+use tokio::time::Sleep;
+
+/// How long each kind of wait may last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// For a head, from its first byte.
+    pub(super) head: Duration,
+    /// For the first byte of a head, from the end of the response before it.
+    pub(super) idle: Duration,
+    /// For one more byte to be read of a body, or to be taken of a response.
+    pub(super) stall: Duration,
+    /// For the peer to close, after our last byte.
+    pub(super) linger: Duration,
+}
+
+/// A wait that lasted too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expired {
+    Idle,
+    Head,
+    Body,
+    Write,
+    Linger,
+}
+
+/// What the transport waits for on its reading side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Nothing: the library did not ask, or more is on its way.
+    #[default]
+    Nothing,
+    /// The first byte of a head.
+    NextHead,
+    /// The rest of a head whose first byte came at this time.
+    Head(Instant),
+    /// More of a body, since this time.
+    Body(Instant),
+    /// The peer's end, since our last byte went out at this time.
+    End(Instant),
+}
+
+/// What is being waited for, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Deadlines {
+    reading: Cell<Reading>,
+    /// Since when the socket has taken nothing, though there is something to send.
+    writing: Cell<Option<Instant>>,
+    /// Since when there has been no request.
+    idle: Cell<Option<Instant>>,
+    /// Set by the driver, taken by whoever acts on it.
+    expired: Cell<Option<Expired>>,
+}
+
+impl Deadlines {
+    pub(super) fn reading(&self) -> Reading {
+        self.reading.get()
+    }
+
+    pub(super) fn set_reading(&self, reading: Reading) {
+        self.reading.set(reading);
+    }
+
+    /// Whether a head has begun and is not whole.
+    pub(super) fn is_in_head(&self) -> bool {
+        matches!(self.reading.get(), Reading::Head(_))
+    }
+
+    /// The socket takes nothing; counts from the first call after the last [`wrote`](Self::wrote).
+    pub(super) fn write_blocked(&self) {
+        if self.writing.get().is_none() {
+            self.writing.set(Some(Instant::now()));
+        }
+    }
+
+    /// The socket took something.
+    pub(super) fn wrote(&self) {
+        self.writing.set(None);
+    }
+
+    /// Tells whether there is a request under way, after every poll.
+    pub(super) fn set_idle(&self, idle: bool) {
+        if !idle || self.reading.get() != Reading::NextHead {
+            self.idle.set(None);
+        } else if self.idle.get().is_none() {
+            self.idle.set(Some(Instant::now()));
+        }
+    }
+
+    /// The next deadline, and what it is for.
+    pub(super) fn next(&self, timeouts: &Timeouts) -> Option<(Instant, Expired)> {
+        let reading = match self.reading.get() {
+            Reading::Nothing | Reading::NextHead => None,
+            Reading::Head(since) => Some((since + timeouts.head, Expired::Head)),
+            Reading::Body(since) => Some((since + timeouts.stall, Expired::Body)),
+            Reading::End(since) => Some((since + timeouts.linger, Expired::Linger)),
+        };
+        let idle = self.idle.get().map(|since| (since + timeouts.idle, Expired::Idle));
+        let writing = self.writing.get().map(|since| (since + timeouts.stall, Expired::Write));
+        [reading, idle, writing].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
+    }
+
+    /// Announces that a wait is over; the transport acts on it when it is next polled.
+    pub(super) fn expire(&self, expired: Expired) {
+        self.expired.set(Some(expired));
+    }
+
+    /// Whether the announcement is still to be acted on.
+    pub(super) fn is_expiry_pending(&self) -> bool {
+        self.expired.get().is_some()
+    }
+
+    /// Takes the announcement if it is one that the caller acts on.
+    pub(super) fn take_expired(&self, acts_on: impl FnOnce(Expired) -> bool) -> Option<Expired> {
+        let expired = self.expired.get().filter(|expired| acts_on(*expired));
+        if expired.is_some() {
+            self.expired.set(None);
+        }
+        expired
+    }
+}
+
+/// The timer.
+pub(super) struct Watchdog {
+    sleep: Pin<Box<Sleep>>,
+    /// When `sleep` fires; `None` before it was first armed.
+    armed: Option<Instant>,
+}
+
+impl Watchdog {
+    pub(super) fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), armed: None }
+    }
+
+    /// Ready when `deadline` has passed. Wakes the task of `cx` by then, or earlier without need: a deadline that moved
+    /// away leaves the timer where it is. The same task must poll it every time.
+    pub(super) fn poll(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let runs = self.armed.is_some() && !self.sleep.is_elapsed();
+            if runs && self.armed.is_some_and(|armed| armed <= deadline) {
+                return Poll::Pending;
+            }
+            if !runs && self.armed.is_some() && Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(deadline.into());
+            self.armed = Some(deadline);
+            // Unconstrained, because a timer that was not polled for lack of budget would not know whom to wake.
+            if pin!(unconstrained(self.sleep.as_mut())).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
