@@ -1,0 +1,3 @@
+//! Work in the background that keeps a store within its bounds.
+
+pub mod evict;

@@ -1,0 +1,111 @@
+//! What is said about a request once it is over: one line in the log (target `access`), and the metrics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use http::{Method, StatusCode};
+
+use crate::metrics::Metrics;
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheState {
+    /// The question did not touch content.
+    #[default]
+    None,
+    /// It was held.
+    Hit,
+    /// It was fetched because of this request.
+    Miss,
+    /// It was being fetched because of another one.
+    Join,
+    /// It was held, and upstream could not be asked whether it still holds true.
+    Stale,
+    /// It came from upstream and was not kept.
+    Pass,
+}
+
+impl CacheState {
+    /// The word in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Join => "join",
+            Self::Stale => "stale",
+            Self::Pass => "pass",
+        }
+    }
+}
+
+/// What is learnt about a request on its way.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) peer: SocketAddr,
+    pub(super) received_at: Instant,
+    pub(super) route: &'static str,
+    pub(super) cache: CacheState,
+    /// Bytes that the fill which this request began has received from upstream.
+    pub(super) received: Option<Arc<AtomicU64>>,
+    /// Bytes that came from upstream for this request alone.
+    pub(super) also_received: Option<Arc<AtomicU64>>,
+}
+
+impl Record {
+    pub(super) fn new(method: &Method, target: &http::Uri, peer: SocketAddr, received_at: Instant) -> Self {
+        Self {
+            method: method.clone(),
+            path: target.path_and_query().map_or_else(|| target.to_string(), ToString::to_string),
+            peer,
+            received_at,
+            route: "other",
+            cache: CacheState::None,
+            received: None,
+            also_received: None,
+        }
+    }
+
+    /// The head was refused: there is no method and no path to speak of.
+    pub(super) fn refused(&mut self) {
+        "-".clone_into(&mut self.path);
+        self.route = "refused";
+    }
+
+    /// A manifest of `len` bytes was fetched: for this request, or it joined another one's question.
+    pub(super) fn fetched(&mut self, joined: bool, len: usize) {
+        self.cache = if joined { CacheState::Join } else { CacheState::Miss };
+        if !joined {
+            self.received = Some(Arc::new(AtomicU64::new(len as u64)));
+        }
+    }
+
+    /// Says it. `error` is why the body did not reach its end.
+    pub(super) fn finish(&self, metrics: &Metrics, status: StatusCode, bytes: u64, error: Option<&str>) {
+        let cache = self.cache.as_str();
+        metrics.request(self.route, status.as_u16(), cache);
+        metrics.served(cache, bytes);
+        let upstream_bytes = counted(self.received.as_ref()) + counted(self.also_received.as_ref());
+        let duration_ms = self.received_at.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!(
+            target: "access",
+            method = self.method.as_str(),
+            path = self.path.as_str(),
+            status = status.as_u16(),
+            bytes,
+            duration_ms = (duration_ms * 1000.0).round() / 1000.0,
+            cache,
+            client = %self.peer,
+            upstream_bytes,
+            error,
+        );
+    }
+}
+
+fn counted(bytes: Option<&Arc<AtomicU64>>) -> u64 {
+    bytes.map_or(0, |bytes| bytes.load(Ordering::Relaxed))
+}

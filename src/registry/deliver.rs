@@ -1,0 +1,170 @@
+//! From content to a response: preconditions, ranges, headers (RFC 9110 sections 13 and 14).
+//!
+//! The same steps serve stored blobs, blobs under fill and manifests: a [`Content`] says what it is, and a closure makes
+//! the body of the part that is to be sent. Content whose length is not known is sent whole, whatever range is asked
+//! for (RFC 9110 section 14.2 allows it), as no range of it could be described.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, RANGE,
+};
+use http::{Method, Response, StatusCode, request};
+
+use super::respond::{ApiError, CONTENT_DIGEST};
+use crate::body::Body;
+use crate::http::conditional::{self, Precondition, Validators};
+use crate::http::range::{self, ByteRange, InvalidRange, Selection};
+use crate::oci::Digest;
+
+/// Content that never changes under its name: a year, as distribution says.
+const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
+const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+
+/// What is to be sent.
+pub(super) struct Content<'a> {
+    /// Names it; also its entity tag.
+    pub(super) digest: &'a Digest,
+    /// Its media type.
+    pub(super) media_type: HeaderValue,
+    /// Its length in bytes, if known.
+    pub(super) len: Option<u64>,
+    /// More ranges than this are answered by the whole. 0: ranges are not supported.
+    pub(super) ranges_max: usize,
+    /// Whether the URL names this very content, so that it may be kept for good.
+    pub(super) immutable: bool,
+}
+
+/// The part of the content that a body is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Whole,
+    Range(ByteRange),
+}
+
+/// Answers a GET or HEAD for `content`.
+///
+/// # Errors
+/// 412 and 416 as the request's header fields ask for, and what `body` fails with.
+pub(super) fn deliver(
+    head: &request::Parts,
+    content: &Content<'_>,
+    mut body: impl FnMut(Part) -> Result<Body, ApiError>,
+) -> Result<Response<Body>, ApiError> {
+    let digest = content.digest.to_string();
+    let etag = format!("\"{digest}\"");
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    // A digest is hex and a colon: always a valid value.
+    insert(headers, CONTENT_DIGEST, &digest);
+    insert(headers, ETAG, &etag);
+    if content.immutable {
+        headers.insert(CACHE_CONTROL, FOREVER);
+    }
+    if content.ranges_max > 0 {
+        headers.insert(ACCEPT_RANGES, BYTES);
+    }
+
+    let validators = Validators { etag: Some(&etag), last_modified: None };
+    match conditional::evaluate(true, &head.headers, &validators, SystemTime::now()) {
+        Precondition::Proceed => {}
+        Precondition::NotModified => {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return Ok(response);
+        }
+        Precondition::Failed => return Err(ApiError::precondition_failed()),
+    }
+
+    let parts = match content.len {
+        Some(len) if head.method == Method::GET => selected(&head.headers, content, &validators, len)?,
+        _ => None,
+    };
+    let media_type = content.media_type.clone();
+    match (parts.as_deref(), content.len) {
+        (Some([range]), Some(len)) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, media_type);
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(range.len));
+            insert(headers, CONTENT_RANGE, &range.content_range(len));
+            *response.body_mut() = body(Part::Range(*range))?;
+        }
+        (Some(ranges), Some(len)) => {
+            let (boundary, multipart) = multipart(ranges, len, &media_type, body)?;
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let headers = response.headers_mut();
+            insert(headers, CONTENT_TYPE, &format!("multipart/byteranges; boundary={boundary}"));
+            if let Some(size) = multipart.size() {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+            }
+            *response.body_mut() = multipart;
+        }
+        (_, len) => {
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, media_type);
+            if let Some(len) = len {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
+            }
+            if head.method == Method::GET {
+                *response.body_mut() = body(Part::Whole)?;
+            }
+        }
+    }
+    Ok(response)
+}
+
+/// The ranges to send; `None`: all of it.
+fn selected(
+    headers: &HeaderMap,
+    content: &Content<'_>,
+    validators: &Validators<'_>,
+    len: u64,
+) -> Result<Option<Vec<ByteRange>>, ApiError> {
+    let mut values = headers.get_all(RANGE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Ok(None) };
+    if content.ranges_max == 0 || !conditional::range_applies(headers, validators) {
+        return Ok(None);
+    }
+    let specs = match range::parse(value.as_bytes()) {
+        Ok(Some(specs)) if specs.len() <= content.ranges_max => specs,
+        Ok(_) | Err(InvalidRange::TooMany) => return Ok(None),
+        Err(error) => return Err(ApiError::range_invalid(value.as_bytes(), error, len)),
+    };
+    match range::select(&specs, len) {
+        Selection::Whole => Ok(None),
+        Selection::Parts(parts) => Ok(Some(parts)),
+        Selection::Unsatisfiable => {
+            let why = format!("the content has {len} bytes");
+            Err(ApiError::range_invalid(value.as_bytes(), why, len))
+        }
+    }
+}
+
+/// RFC 9110 section 14.6.
+fn multipart(
+    ranges: &[ByteRange],
+    len: u64,
+    media_type: &HeaderValue,
+    mut body: impl FnMut(Part) -> Result<Body, ApiError>,
+) -> Result<(String, Body), ApiError> {
+    // Unguessable, so that content cannot be made to contain it.
+    let boundary = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    let media_type = String::from_utf8_lossy(media_type.as_bytes());
+    let mut parts = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let content_range = range.content_range(len);
+        let head = format!(
+            "\r\n--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}\r\n\r\n"
+        );
+        parts.push((Bytes::from(head), body(Part::Range(*range))?));
+    }
+    let trailer = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+    Ok((boundary, Body::multipart(parts, trailer)))
+}
+
+fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

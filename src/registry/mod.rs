@@ -1,0 +1,31 @@
+//! The OCI distribution API for pulling: what a request means, and the answer to it.
+//!
+//! ```text
+//! Handler::call   one request: route, registry by Host, access log and metrics at its end
+//!  └ route        path and query → Route; nothing else reads paths
+//!     └ namespace which repository is meant: local, and which upstream
+//!        ├ blobs      stored → hit; under fill → join; absent → fill
+//!        ├ manifests  by digest, or by tag with its freshness
+//!        └ tags       the list, upstream's and ours
+//!           └ deliver conditions, ranges, headers → a response with its body
+//! respond         every error → status and OCI code, one table
+//! ```
+//!
+//! Handlers run on the worker that has the connection; what they share ([`Registry`]) is read-mostly, and its few maps
+//! are locked for map operations only.
+
+mod access_log;
+mod blobs;
+mod deliver;
+mod handler;
+mod manifests;
+mod namespace;
+mod respond;
+mod route;
+mod tags;
+
+pub use access_log::CacheState;
+pub use handler::{Handler, Site};
+pub use namespace::{Registry, RegistryOptions, RegistryUpstream};
+pub use respond::ApiError;
+pub use route::{fuzz_entry as fuzz_route, Route};

@@ -1,0 +1,213 @@
+//! Which repository is meant: the rules of DESIGN by which a name and `ns=` lead to a tree and an upstream.
+//!
+//! `ns=` names an upstream or one of its aliases (anything else is unknown: this is no open proxy); else the first
+//! component of the name may be an upstream's name; else the default upstream is meant. What is fetched is stored as
+//! `<upstream's directory>/<canonical repository>`, so equal names of two upstreams never mix.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::manifests::TagAnswer;
+use super::respond::ApiError;
+use super::tags::TagList;
+use crate::fill::Fills;
+use crate::fill::coalesce::Coalesce;
+use crate::fill::fetch::Source;
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
+use crate::store::{Store, StoredRepository};
+use crate::upstream::{FetchedManifest, Upstream, UpstreamError};
+
+/// Absences remembered at most.
+const NEGATIVES_MAX: usize = 10_000;
+/// Blob sizes that manifests told, remembered at most.
+const SIZES_MAX: usize = 65_536;
+/// Tag lists remembered at most.
+const LISTS_MAX: usize = 64;
+
+/// What a registry needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct RegistryOptions {
+    /// A range that begins further ahead of a fill than this many bytes is asked of upstream by itself.
+    pub far_range: u64,
+    /// More ranges in one request than this are answered by the whole blob.
+    pub ranges_max: usize,
+    /// The largest manifest, in bytes.
+    pub manifest_bytes_max: usize,
+}
+
+/// An upstream as a registry uses it.
+pub struct RegistryUpstream {
+    /// The client.
+    pub upstream: Arc<Upstream>,
+    /// The name as in a path and in `ns=`.
+    pub name: String,
+    /// Further values of `ns=`.
+    pub aliases: Vec<String>,
+    /// The component under which its repositories are stored.
+    pub directory: String,
+    /// Whether it is meant where none is named.
+    pub default: bool,
+    /// How long a tag is served without asking again.
+    pub tag_ttl: Duration,
+    /// How long an absence is remembered.
+    pub negative_ttl: Duration,
+    /// Failures in a row that a download overcomes.
+    pub retries: u32,
+}
+
+/// One isolated namespace: its trees, its upstreams, and what it remembers.
+pub struct Registry {
+    /// What clients pushed.
+    pub local: Arc<Store>,
+    /// What was fetched.
+    pub cache: Arc<Store>,
+    /// The fills into `cache`.
+    pub fills: Arc<Fills>,
+    pub(super) options: RegistryOptions,
+    pub(super) metrics: Metrics,
+    upstreams: Vec<Arc<RegistryUpstream>>,
+    pub(super) manifests_asked: Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
+    pub(super) tags_asked: Coalesce<(StoredRepository, Tag), TagAnswer>,
+    pub(super) lists_asked: Coalesce<StoredRepository, Result<TagList, UpstreamError>>,
+    negatives: Mutex<LruCache<(StoredRepository, Reference), Instant>>,
+    sizes: Mutex<LruCache<Digest, u64>>,
+    lists: Mutex<LruCache<StoredRepository, (TagList, Instant)>>,
+}
+
+/// A repository as a request means it.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// The name as requested.
+    pub(super) name: RepositoryName,
+    /// Its place in `local`, unless another registry's repository is meant.
+    pub(super) local: Option<StoredRepository>,
+    /// Where it comes from.
+    pub(super) remote: Option<Remote>,
+}
+
+/// A repository of an upstream.
+#[derive(Clone)]
+pub(super) struct Remote {
+    pub(super) via: Arc<RegistryUpstream>,
+    /// Its name there.
+    pub(super) name: RepositoryName,
+    /// Its place in `cache`.
+    pub(super) stored: StoredRepository,
+}
+
+impl Registry {
+    /// A registry over its trees and upstreams.
+    pub fn new(
+        options: RegistryOptions,
+        local: Arc<Store>,
+        fills: Arc<Fills>,
+        upstreams: Vec<RegistryUpstream>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            local,
+            cache: Arc::clone(fills.store()),
+            fills,
+            options,
+            metrics,
+            upstreams: upstreams.into_iter().map(Arc::new).collect(),
+            manifests_asked: Coalesce::default(),
+            tags_asked: Coalesce::default(),
+            lists_asked: Coalesce::default(),
+            negatives: Mutex::new(LruCache::new(nonzero(NEGATIVES_MAX))),
+            sizes: Mutex::new(LruCache::new(nonzero(SIZES_MAX))),
+            lists: Mutex::new(LruCache::new(nonzero(LISTS_MAX))),
+        }
+    }
+
+    /// What `name` means, with `ns=` if it was given.
+    pub(super) fn target(&self, name: &RepositoryName, namespace: Option<&str>) -> Result<Target, ApiError> {
+        if let Some(namespace) = namespace {
+            let via = self.upstreams.iter().find(|via| via.is_called(namespace));
+            let via = via.ok_or_else(|| ApiError::namespace_unknown(namespace))?;
+            return Ok(Target { name: name.clone(), local: None, remote: Some(Remote::new(via, name)) });
+        }
+        let local = Some(StoredRepository::local(name));
+        if let Some((first, rest)) = name.as_str().split_once('/')
+            && let Some(via) = self.upstreams.iter().find(|via| via.name == first || via.directory == first)
+            && let Ok(rest) = rest.parse()
+        {
+            return Ok(Target { name: name.clone(), local, remote: Some(Remote::new(via, &rest)) });
+        }
+        let via = self.upstreams.iter().find(|via| via.default);
+        Ok(Target { name: name.clone(), local, remote: via.map(|via| Remote::new(via, name)) })
+    }
+
+    /// Whether upstream said lately that it does not have this.
+    pub(super) fn is_known_absent(&self, remote: &Remote, reference: &Reference) -> bool {
+        let mut negatives = self.negatives.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = negatives.get(&(remote.stored.clone(), reference.clone()));
+        said.is_some_and(|said| said.elapsed() < remote.via.negative_ttl)
+    }
+
+    /// Upstream says that it does not have this.
+    pub(super) fn remember_absent(&self, remote: &Remote, reference: &Reference) {
+        let mut negatives = self.negatives.lock().unwrap_or_else(PoisonError::into_inner);
+        negatives.put((remote.stored.clone(), reference.clone()), Instant::now());
+    }
+
+    /// Remembers what a manifest says about the sizes of blobs: upstream may not announce them.
+    pub(super) fn remember_sizes(&self, manifest: &Manifest) {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        for descriptor in manifest.blobs() {
+            if let Some(size) = descriptor.size {
+                sizes.put(descriptor.digest, size);
+            }
+        }
+    }
+
+    /// What a manifest said about a blob's size.
+    pub(super) fn expected_size(&self, digest: &Digest) -> Option<u64> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    }
+
+    /// A tag list that was fetched at most `ttl` ago.
+    pub(super) fn known_list(&self, remote: &Remote) -> Option<TagList> {
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let (list, fetched) = lists.get(&remote.stored)?;
+        (fetched.elapsed() < remote.via.tag_ttl).then(|| Arc::clone(list))
+    }
+
+    /// Remembers a tag list.
+    pub(super) fn remember_list(&self, remote: &Remote, list: TagList) {
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.put(remote.stored.clone(), (list, Instant::now()));
+    }
+}
+
+impl RegistryUpstream {
+    fn is_called(&self, namespace: &str) -> bool {
+        self.name == namespace || self.aliases.iter().any(|alias| alias == namespace)
+    }
+}
+
+impl Remote {
+    fn new(via: &Arc<RegistryUpstream>, name: &RepositoryName) -> Self {
+        let name = via.upstream.canonical(name);
+        let stored = StoredRepository::cached(&via.directory, &name);
+        Self { via: Arc::clone(via), name, stored }
+    }
+
+    /// Where its blobs are fetched from.
+    pub(super) fn source(&self, metrics: &Metrics) -> Source {
+        Source {
+            upstream: Arc::clone(&self.via.upstream),
+            repository: self.name.clone(),
+            retries: self.via.retries,
+            metrics: metrics.clone(),
+        }
+    }
+}
+
+fn nonzero(n: usize) -> NonZeroUsize {
+    NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN)
+}

@@ -1,0 +1,274 @@
+//! Every error → status and OCI code: one table.
+//!
+//! What a client sees and what the log says are two messages: an [`ApiError`] holds the client's. What only an operator
+//! should see (paths, causes) is logged where the error is made.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::body::Body;
+use crate::fill::FillError;
+use crate::http::range;
+use crate::oci::{
+    Digest, ErrorCode, InvalidDigest, InvalidName, InvalidReference, Reference, RepositoryName, error_body,
+};
+use crate::upstream::UpstreamError;
+
+/// Every answer under `/v2` says which API it speaks.
+pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// The API's version.
+pub(super) const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("registry/2.0");
+/// The content's digest.
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// The namespace that `ns=` named.
+pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// What a pull-through repository answers to.
+const PULL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
+
+/// An answer that is not what was asked for.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: ErrorCode,
+    message: String,
+    detail: Option<Value>,
+    headers: HeaderMap,
+}
+
+/// The status that a code has unless an error says otherwise (OCI distribution spec 1.1, "Error Codes").
+fn status_of(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Denied => StatusCode::FORBIDDEN,
+        ErrorCode::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::NameUnknown
+        | ErrorCode::ManifestUnknown
+        | ErrorCode::BlobUnknown
+        | ErrorCode::BlobUploadUnknown
+        | ErrorCode::BlobUploadInvalid => StatusCode::NOT_FOUND,
+        ErrorCode::RangeInvalid => StatusCode::RANGE_NOT_SATISFIABLE,
+        ErrorCode::SizeInvalid
+        | ErrorCode::DigestInvalid
+        | ErrorCode::NameInvalid
+        | ErrorCode::TagInvalid
+        | ErrorCode::ManifestInvalid
+        | ErrorCode::ManifestBlobUnknown
+        | ErrorCode::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
+        ErrorCode::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl ApiError {
+    fn new(code: ErrorCode, message: impl fmt::Display) -> Self {
+        let message = message.to_string();
+        Self { status: status_of(code), code, message, detail: None, headers: HeaderMap::new() }
+    }
+
+    fn status_is(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    fn detail(mut self, detail: Value) -> Self {
+        self.detail = Some(detail);
+        self
+    }
+
+    fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The code in the answer's body.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// What the client is told.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The answer.
+    pub fn into_response(self) -> Response<Body> {
+        let body = error_body(self.code, &self.message, self.detail);
+        let mut response = Response::new(Body::bytes(body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    /// The connection cannot be used further.
+    #[must_use]
+    pub fn closing(self) -> Self {
+        self.header(CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    // What the client did.
+
+    /// The request's head was refused before it was understood.
+    pub fn refused_head(status: StatusCode, reason: &str) -> Self {
+        Self::new(ErrorCode::Unsupported, reason).status_is(status).closing()
+    }
+
+    pub(super) fn name_invalid(error: &InvalidName) -> Self {
+        Self::new(ErrorCode::NameInvalid, error)
+    }
+
+    pub(super) fn path_invalid(path: &str, why: &str) -> Self {
+        Self::new(ErrorCode::NameInvalid, format_args!("invalid path {:?}: {why}", shortened(path)))
+    }
+
+    pub(super) fn digest_invalid(error: &InvalidDigest) -> Self {
+        Self::new(ErrorCode::DigestInvalid, error)
+    }
+
+    pub(super) fn reference_invalid(error: &InvalidReference) -> Self {
+        let code = match error {
+            InvalidReference::Tag(_) => ErrorCode::TagInvalid,
+            InvalidReference::Digest(_) => ErrorCode::DigestInvalid,
+        };
+        Self::new(code, error)
+    }
+
+    pub(super) fn query_invalid(query: &str, why: &str) -> Self {
+        Self::new(ErrorCode::Unsupported, format_args!("invalid query {:?}: {why}", shortened(query)))
+            .status_is(StatusCode::BAD_REQUEST)
+    }
+
+    pub(super) fn page_size_invalid(value: &str) -> Self {
+        let message = format!("invalid number of entries {:?}: n must be 0 or more", shortened(value));
+        Self::new(ErrorCode::PaginationNumberInvalid, message)
+    }
+
+    pub(super) fn no_such_endpoint(path: &str) -> Self {
+        Self::new(ErrorCode::Unsupported, format_args!("there is nothing at {:?}", shortened(path)))
+            .status_is(StatusCode::NOT_FOUND)
+    }
+
+    pub(super) fn uploads_unsupported() -> Self {
+        Self::new(ErrorCode::Unsupported, "this registry is a pull-through cache and takes no pushes")
+            .header(ALLOW, PULL_METHODS)
+    }
+
+    pub(super) fn method_not_allowed(method: &http::Method) -> Self {
+        Self::new(ErrorCode::Unsupported, format_args!("method {:?} is not supported here", shortened(method.as_str())))
+            .header(ALLOW, PULL_METHODS)
+    }
+
+    pub(super) fn unexpected_body() -> Self {
+        Self::new(ErrorCode::Unsupported, "this request takes no body").status_is(StatusCode::BAD_REQUEST)
+    }
+
+    pub(super) fn range_invalid(value: &[u8], why: impl fmt::Display, len: u64) -> Self {
+        let message = format!("invalid range {:?}: {why}", shortened(&String::from_utf8_lossy(value)));
+        let unsatisfied = HeaderValue::try_from(range::unsatisfied_content_range(len));
+        let error = Self::new(ErrorCode::RangeInvalid, message).detail(json!({ "length": len }));
+        match unsatisfied {
+            Ok(unsatisfied) => error.header(CONTENT_RANGE, unsatisfied),
+            Err(_) => error,
+        }
+    }
+
+    pub(super) fn precondition_failed() -> Self {
+        Self::new(ErrorCode::Unsupported, "a precondition of the request does not hold")
+            .status_is(StatusCode::PRECONDITION_FAILED)
+    }
+
+    // What is not there.
+
+    pub(super) fn namespace_unknown(namespace: &str) -> Self {
+        let message = format!("no upstream is configured for namespace {:?}", shortened(namespace));
+        Self::new(ErrorCode::NameUnknown, message)
+    }
+
+    pub(super) fn name_unknown(name: &RepositoryName) -> Self {
+        Self::new(ErrorCode::NameUnknown, format_args!("repository {name} is not known here"))
+            .detail(json!({ "name": name.as_str() }))
+    }
+
+    pub(super) fn blob_unknown(digest: &Digest) -> Self {
+        Self::new(ErrorCode::BlobUnknown, format_args!("blob {digest} is not known to this repository"))
+            .detail(json!({ "digest": digest }))
+    }
+
+    pub(super) fn manifest_unknown(reference: &Reference) -> Self {
+        Self::new(ErrorCode::ManifestUnknown, format_args!("manifest {reference} is not known to this repository"))
+            .detail(json!({ "reference": reference.to_string() }))
+    }
+
+    // What we, or those behind us, cannot do.
+
+    pub(super) fn internal() -> Self {
+        Self::new(ErrorCode::Unknown, "the registry failed; its log says how")
+    }
+
+    pub(super) fn unverifiable(what: impl fmt::Display) -> Self {
+        Self::new(ErrorCode::Unavailable, what)
+    }
+
+    /// What an upstream's failure means to a client. `absent` is the answer if upstream does not have it.
+    pub(super) fn upstream(error: &UpstreamError, absent: impl FnOnce() -> Self) -> Self {
+        match error {
+            UpstreamError::NotFound { .. } => absent(),
+            // Not 401: the client's credentials were not asked for, ours were refused.
+            UpstreamError::Unauthorized { .. } | UpstreamError::Denied { .. } => {
+                Self::new(ErrorCode::Denied, "upstream denies access")
+            }
+            UpstreamError::RateLimited { retry_after, .. } => {
+                let limited = Self::new(ErrorCode::TooManyRequests, "upstream limits the rate of requests");
+                let seconds = retry_after.unwrap_or(Duration::from_secs(1)).as_secs().max(1);
+                limited.header(RETRY_AFTER, HeaderValue::from(seconds))
+            }
+            UpstreamError::ServerError { status, .. } => {
+                Self::new(ErrorCode::Unavailable, format_args!("upstream answers {status}"))
+                    .status_is(StatusCode::BAD_GATEWAY)
+            }
+            UpstreamError::Timeout { .. } => {
+                Self::new(ErrorCode::Unavailable, "upstream does not answer in time").status_is(StatusCode::GATEWAY_TIMEOUT)
+            }
+            UpstreamError::Connect { .. } | UpstreamError::Broken { .. } => {
+                Self::new(ErrorCode::Unavailable, "upstream cannot be reached").status_is(StatusCode::BAD_GATEWAY)
+            }
+            _ => Self::new(ErrorCode::Unavailable, "upstream sends what makes no sense")
+                .status_is(StatusCode::BAD_GATEWAY),
+        }
+    }
+
+    /// What a failed fill means to a client that has not been sent anything yet.
+    pub(super) fn fill(error: &FillError, digest: &Digest) -> Self {
+        match error {
+            FillError::Upstream(error) => Self::upstream(error, || Self::blob_unknown(digest)),
+            FillError::Disk { .. } => Self::internal(),
+            FillError::NoSpace(_) | FillError::OwnerGaveUp | FillError::Abandoned => {
+                Self::new(ErrorCode::Unavailable, "the blob cannot be fetched now")
+            }
+            FillError::Length { .. } | FillError::Short { .. } | FillError::Misplaced { .. } | FillError::Digest { .. } => {
+                Self::new(ErrorCode::Unavailable, "upstream sends something else than the blob")
+                    .status_is(StatusCode::BAD_GATEWAY)
+            }
+        }
+    }
+}
+
+/// A client's own words come back to it, not more of them than a person reads.
+fn shortened(text: &str) -> &str {
+    const MAX: usize = 100;
+    let mut end = text.len().min(MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
