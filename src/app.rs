@@ -1,0 +1,497 @@
+//! Wiring: from a configuration to running workers, and back to nothing.
+//!
+//! ```text
+//! main thread     accepts connections, signals, admin endpoints, eviction
+//! worker threads  one per core: a current-thread runtime, a ring, the connections handed to it,
+//!                 the fills begun by them
+//! ```
+//!
+//! The threads share the [`Site`] (replaced as a whole by a reload), the stores and fills, and the metrics. SIGTERM or
+//! SIGINT drains: no connection is accepted any more, answers under way are finished, then the process ends; a second
+//! signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use tokio::runtime::{self, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, LocalSet};
+
+use crate::admin::{self, Readiness};
+use crate::config::{Config, ConfigError, RegistryConfig, ServerConfig, UpstreamConfig};
+use crate::fill::Fills;
+use crate::maintain::evict::{self, EvictionOptions};
+use crate::metrics::Metrics;
+use crate::registry::{Handler, Registry, RegistryOptions, RegistryUpstream, Site};
+use crate::server::{self, Counters, Doors, Phase, Seat, ServerOptions, Worker};
+use crate::store::{Store, StoreOptions};
+use crate::sys::files::Files;
+use crate::sys::listen_fds;
+use crate::sys::ring::{self, Mode};
+use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamOptions};
+
+/// Threads per worker that write, hash and sync for it (the store threads), or read where `io_uring` is not to be had.
+const STORE_THREADS_MAX: usize = 16;
+
+/// Why the server could not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--io-uring on`, and the kernel refuses.
+    #[error("io_uring is asked for and cannot be used: {0}")]
+    NoRing(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's word.
+        cause: io::Error,
+    },
+    /// A directory cannot be made or used.
+    #[error("cannot use the directory {}: {cause}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+    /// An upstream's configuration names what cannot be used.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamConfigError),
+    /// The system refused what every server needs.
+    #[error("cannot {what}: {cause}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Its word.
+        cause: io::Error,
+    },
+    /// A worker died; that is a bug.
+    #[error("a worker ended unexpectedly")]
+    WorkerDied,
+}
+
+impl Error {
+    /// Whether the configuration is at fault rather than the system.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Upstream(_))
+    }
+
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::System { what, cause }
+    }
+}
+
+/// Serves until a signal ends it. `reload` loads the configuration again.
+///
+/// # Errors
+/// It could not start, or a worker died. A drain that ran out of time is no error.
+pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), Error> {
+    let files_max = server::raise_open_files_limit().unwrap_or(1024);
+    let use_ring = decide_on_ring(config.server.io_uring)?;
+    let metrics = Metrics::new();
+    let mut trees = Trees::default();
+    let site = trees.site(&config, files_max, &metrics)?;
+    let listeners = listeners(&config.server)?;
+    let admin = config.server.admin.map(bind).transpose()?;
+
+    let (phase, phases) = watch::channel(Phase::default());
+    let (doors, seats) = server::doors(config.server.workers.get());
+    let shared = Arc::new(RwLock::new(Arc::new(site)));
+    let (ended, workers) = mpsc::unbounded_channel();
+    let crew = Crew {
+        site: Arc::clone(&shared),
+        options: Arc::new(server_options(&config.server, files_max)),
+        counters: Arc::default(),
+        metrics: metrics.clone(),
+        use_ring,
+        phases,
+        ended,
+    };
+    let threads = crew.start(seats)?;
+
+    let application = Application {
+        config,
+        files_max,
+        metrics,
+        trees,
+        site: shared,
+        doors: Arc::new(doors),
+        phase,
+        readiness: Readiness::default(),
+        evictors: Vec::new(),
+    };
+    let runtime = runtime().map_err(Error::system("start the runtime"))?;
+    LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload))?;
+    for thread in threads {
+        thread.join().map_err(|_| Error::WorkerDied)?;
+    }
+    Ok(())
+}
+
+/// Whether files are read through `io_uring`; says once why not.
+fn decide_on_ring(mode: Mode) -> Result<bool, Error> {
+    match (mode, ring::probe()) {
+        (Mode::Off, _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (Mode::On, Err(reason)) => Err(Error::NoRing(reason)),
+        (Mode::Auto, Err(reason)) => {
+            tracing::warn!(reason, "io_uring cannot be used: reading files on a pool of threads instead");
+            Ok(false)
+        }
+    }
+}
+
+fn server_options(config: &ServerConfig, files_max: u64) -> ServerOptions {
+    ServerOptions {
+        header_bytes: config.header_bytes,
+        header_fields: config.header_fields,
+        header_timeout: config.header_timeout,
+        idle_timeout: config.idle_timeout,
+        stall_timeout: config.stall_timeout,
+        connections_max: config.connections_max(files_max),
+        drain_timeout: config.drain_timeout,
+        ..ServerOptions::default()
+    }
+}
+
+/// The sockets to accept on: those that a supervisor passed on (systemd's `LISTEN_FDS`), else the configured addresses.
+fn listeners(config: &ServerConfig) -> Result<Vec<TcpListener>, Error> {
+    let passed = listen_fds::listen_fds().map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
+    if passed.is_empty() {
+        return config.listen.iter().copied().map(bind).collect();
+    }
+    for listener in &passed {
+        server::adopt(listener).map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
+    }
+    Ok(passed)
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    server::bind(address).map_err(|cause| Error::Listen { address, cause })
+}
+
+fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().max_blocking_threads(STORE_THREADS_MAX).build()
+}
+
+/// What the worker threads are started with.
+struct Crew {
+    site: Arc<RwLock<Arc<Site>>>,
+    options: Arc<ServerOptions>,
+    counters: Arc<Counters>,
+    metrics: Metrics,
+    use_ring: bool,
+    phases: watch::Receiver<Phase>,
+    /// Told of each worker's end.
+    ended: mpsc::UnboundedSender<()>,
+}
+
+impl Crew {
+    fn start(self, seats: Vec<Seat>) -> Result<Vec<thread::JoinHandle<()>>, Error> {
+        let start = |(index, seat)| {
+            let (site, options) = (Arc::clone(&self.site), Arc::clone(&self.options));
+            let (counters, metrics) = (Arc::clone(&self.counters), self.metrics.clone());
+            let (use_ring, phases, end) = (self.use_ring, self.phases.clone(), End(self.ended.clone()));
+            let work = move || {
+                let _end = end;
+                if let Err(error) = work(seat, site, options, counters, metrics, use_ring, phases) {
+                    tracing::error!(%error, "a worker cannot start");
+                }
+            };
+            thread::Builder::new().name(format!("worker-{index}")).spawn(work)
+        };
+        seats.into_iter().enumerate().map(start).collect::<io::Result<_>>().map_err(Error::system("start a worker"))
+    }
+}
+
+/// Tells of a worker's end when it is dropped, also by a panic.
+struct End(mpsc::UnboundedSender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Nobody listens once the main thread has given up itself.
+        let _ = self.0.send(());
+    }
+}
+
+/// One worker thread, from its runtime to the last connection's end.
+fn work(
+    seat: Seat,
+    site: Arc<RwLock<Arc<Site>>>,
+    options: Arc<ServerOptions>,
+    counters: Arc<Counters>,
+    metrics: Metrics,
+    use_ring: bool,
+    phases: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let runtime = runtime()?;
+    let local = LocalSet::new();
+    let files = local.block_on(&runtime, async {
+        let files = Files::new(use_ring)?;
+        let service = Rc::new(Handler::new(site, files.clone(), metrics));
+        Worker { service, options, files: files.clone(), counters }.run(seat, phases).await;
+        io::Result::Ok(files)
+    })?;
+    // Fills under way end here, in a state that the next start resumes; then no operation may be left on the ring.
+    drop(local);
+    runtime.block_on(files.drain());
+    Ok(())
+}
+
+/// What the main thread runs.
+struct Application {
+    config: Config,
+    files_max: u64,
+    metrics: Metrics,
+    trees: Trees,
+    site: Arc<RwLock<Arc<Site>>>,
+    doors: Arc<Doors>,
+    phase: watch::Sender<Phase>,
+    readiness: Readiness,
+    evictors: Vec<JoinHandle<()>>,
+}
+
+impl Application {
+    async fn run(
+        mut self,
+        listeners: Vec<TcpListener>,
+        admin: Option<TcpListener>,
+        mut workers: mpsc::UnboundedReceiver<()>,
+        reload: impl Fn() -> Result<Config, ConfigError>,
+    ) -> Result<(), Error> {
+        let mut hangup = signal(SignalKind::hangup()).map_err(Error::system("handle signals"))?;
+        let mut ending = Ending::new().map_err(Error::system("handle signals"))?;
+        let slots = Arc::new(Semaphore::new(self.config.server.connections_max(self.files_max)));
+        for listener in listeners {
+            let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
+            // A line for scripts, which wait for it and read the port from it.
+            eprintln!("listening on http://{address}");
+            let (doors, slots, phases) = (Arc::clone(&self.doors), Arc::clone(&slots), self.phase.subscribe());
+            tokio::task::spawn_local(async move {
+                if let Err(error) = server::listen(listener, doors, slots, phases).await {
+                    tracing::error!(%address, %error, "cannot accept connections");
+                }
+            });
+        }
+        if let Some(listener) = admin {
+            let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
+            eprintln!("admin on http://{address}");
+            let (metrics, readiness, doors) = (self.metrics.clone(), self.readiness.clone(), Arc::clone(&self.doors));
+            tokio::task::spawn_local(async move {
+                let sample = move |metrics: &Metrics| {
+                    metrics.set_connections_open(doors.open_connections());
+                    metrics.set_unmatched_regions(server::unmatched_regions());
+                };
+                if let Err(error) = admin::serve(listener, metrics, readiness, Rc::new(sample)).await {
+                    tracing::error!(%address, %error, "the admin address does not answer");
+                }
+            });
+        }
+        self.start_evictors();
+        self.readiness.ready();
+        let workers_at_start = self.config.server.workers;
+        tracing::info!(workers = workers_at_start, version = env!("CARGO_PKG_VERSION"), "serving");
+        let mut working = workers_at_start.get();
+        while working > 0 {
+            tokio::select! {
+                _ = hangup.recv() => self.reload(&reload),
+                () = ending.signalled() => self.end(),
+                _ = workers.recv() => {
+                    if *self.phase.borrow() == Phase::Serve {
+                        return Err(Error::WorkerDied);
+                    }
+                    working -= 1;
+                }
+            }
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+
+    /// The first signal drains, a second one cuts.
+    fn end(&self) {
+        if *self.phase.borrow() == Phase::Serve {
+            self.readiness.draining();
+            let connections = self.doors.open_connections();
+            tracing::info!(connections, "ending: answers under way are finished first");
+            self.phase.send_replace(Phase::Drain);
+        } else {
+            tracing::warn!("a second signal: ending at once");
+            self.phase.send_replace(Phase::Cut);
+        }
+    }
+
+    fn reload(&mut self, reload: &impl Fn() -> Result<Config, ConfigError>) {
+        let config = match reload() {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(%error, "the new configuration cannot be used: the old one stays");
+                return;
+            }
+        };
+        let site = match self.trees.site(&config, self.files_max, &self.metrics) {
+            Ok(site) => site,
+            Err(error) => {
+                tracing::error!(%error, "the new configuration cannot be used: the old one stays");
+                return;
+            }
+        };
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        if restart_needed(&self.config.server, &config.server) {
+            tracing::warn!("changes in [server] take effect after a restart");
+        }
+        *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
+        self.config = Config { server: self.config.server.clone(), ..config };
+        self.start_evictors();
+        tracing::info!("configuration reloaded");
+    }
+
+    /// One evictor per registry; those of an older configuration end.
+    fn start_evictors(&mut self) {
+        for evictor in self.evictors.drain(..) {
+            evictor.abort();
+        }
+        for registry in &self.config.registries {
+            let Some(fills) = self.trees.fills(&registry.cache) else { continue };
+            let options = EvictionOptions { max_size: registry.max_size, min_free: registry.min_free };
+            self.evictors.push(tokio::task::spawn_local(evict::run(fills, options, self.metrics.clone())));
+        }
+    }
+}
+
+fn restart_needed(old: &ServerConfig, new: &ServerConfig) -> bool {
+    // Every field of the section is read once, at start.
+    format!("{old:?}") != format!("{new:?}")
+}
+
+/// The signals that end the process.
+struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them. Cancel safe.
+    async fn signalled(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The trees that are open, by directory: a reload goes on with them, and with the fills into them.
+#[derive(Default)]
+struct Trees {
+    local: HashMap<PathBuf, Arc<Store>>,
+    cache: HashMap<PathBuf, Arc<Fills>>,
+}
+
+impl Trees {
+    fn fills(&self, cache: &Path) -> Option<Arc<Fills>> {
+        self.cache.get(cache).cloned()
+    }
+
+    fn site(&mut self, config: &Config, files_max: u64, metrics: &Metrics) -> Result<Site, Error> {
+        let mut hosts = Vec::new();
+        let mut default = None;
+        for registry in &config.registries {
+            let handles = registry.handles(files_max, config.registries.len());
+            let built = Arc::new(self.registry(registry, handles, config.server.workers.get(), metrics)?);
+            hosts.extend(registry.hosts.iter().map(|host| (host.clone(), Arc::clone(&built))));
+            default.get_or_insert(built);
+        }
+        // The configuration has at least one registry; without one there is nothing to serve.
+        let default = default.ok_or(Error::WorkerDied)?;
+        Ok(Site { hosts, default })
+    }
+
+    fn registry(
+        &mut self,
+        config: &RegistryConfig,
+        handles: usize,
+        workers: usize,
+        metrics: &Metrics,
+    ) -> Result<Registry, Error> {
+        let handles_max = NonZeroUsize::new(handles).unwrap_or(NonZeroUsize::MIN);
+        let open = |path: &Path, evictable| {
+            let store = Store::open(path, StoreOptions { handles_max, evictable });
+            store.map(Arc::new).map_err(|cause| Error::Directory { path: path.to_owned(), cause })
+        };
+        let local = match self.local.get(&config.local) {
+            Some(local) => Arc::clone(local),
+            None => open(&config.local, false)?,
+        };
+        let fills = match self.cache.get(&config.cache) {
+            Some(fills) => Arc::clone(fills),
+            None => Arc::new(Fills::new(open(&config.cache, true)?, metrics.clone())),
+        };
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics))
+            .collect::<Result<Vec<_>, _>>()?;
+        let options = RegistryOptions {
+            far_range: config.far_range,
+            ranges_max: config.ranges_max,
+            manifest_bytes_max: config.manifest_bytes_max,
+        };
+        self.local.insert(config.local.clone(), Arc::clone(&local));
+        self.cache.insert(config.cache.clone(), Arc::clone(&fills));
+        Ok(Registry::new(options, local, fills, upstreams, metrics.clone()))
+    }
+}
+
+/// The client of one upstream. Contacts nobody.
+fn connect(
+    config: &UpstreamConfig,
+    manifest_bytes_max: usize,
+    workers: usize,
+    metrics: &Metrics,
+) -> Result<RegistryUpstream, UpstreamConfigError> {
+    let metrics = metrics.clone();
+    let credentials = config.credentials.as_ref().map_or(Credentials::None, |login| Credentials::Basic {
+        username: login.username.clone(),
+        password: login.password.expose().to_owned(),
+    });
+    let options = UpstreamOptions {
+        mirrors: config.mirrors.iter().map(ToString::to_string).collect(),
+        credentials,
+        ca_file: config.ca_file.clone(),
+        auth_hosts: config.auth_hosts.clone(),
+        connect_timeout: config.connect_timeout,
+        header_timeout: config.header_timeout,
+        stall_timeout: config.stall_timeout,
+        max_manifest_bytes: manifest_bytes_max,
+        docker_hub: config.docker_hub,
+        workers,
+        observer: Some(Arc::new(move |seen| {
+            metrics.upstream_request(seen.upstream, seen.operation.as_str(), seen.outcome, seen.elapsed.as_secs_f64());
+        })),
+        ..UpstreamOptions::new(config.directory.as_str(), config.url.as_str())
+    };
+    Ok(RegistryUpstream {
+        upstream: Arc::new(Upstream::new(options)?),
+        name: config.name.clone(),
+        aliases: config.aliases.clone(),
+        directory: config.directory.clone(),
+        default: config.default,
+        tag_ttl: config.tag_ttl,
+        negative_ttl: config.negative_ttl,
+        retries: config.retries,
+    })
+}

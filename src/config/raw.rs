@@ -1,0 +1,152 @@
+//! The configuration as it is typed: optional, unchecked, with the place of every value. [`super::check`] makes the
+//! usable [`super::Config`] of it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use toml::Spanned;
+
+use super::credentials::Secret;
+
+/// A value and its place in the file, if it was given at all.
+pub(super) type Setting<T> = Option<Spanned<T>>;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub(super) server: Server,
+    #[serde(default)]
+    pub(super) registry: Vec<Spanned<Registry>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Server {
+    pub(super) listen: Setting<Texts>,
+    pub(super) admin: Setting<Scalar>,
+    pub(super) workers: Setting<Scalar>,
+    pub(super) io_uring: Setting<Scalar>,
+    pub(super) data: Setting<PathBuf>,
+    pub(super) access_log: Setting<Scalar>,
+    pub(super) connections: Setting<Scalar>,
+    pub(super) header_bytes: Setting<Scalar>,
+    pub(super) header_fields: Setting<Scalar>,
+    pub(super) header_timeout: Setting<Scalar>,
+    pub(super) idle_timeout: Setting<Scalar>,
+    pub(super) stall_timeout: Setting<Scalar>,
+    pub(super) drain_timeout: Setting<Scalar>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Registry {
+    pub(super) name: Setting<Scalar>,
+    pub(super) hosts: Setting<Texts>,
+    pub(super) local: Setting<PathBuf>,
+    pub(super) cache: Setting<PathBuf>,
+    pub(super) max_size: Setting<Scalar>,
+    pub(super) min_free: Setting<Scalar>,
+    pub(super) far_range: Setting<Scalar>,
+    pub(super) ranges_max: Setting<Scalar>,
+    pub(super) manifest_bytes_max: Setting<Scalar>,
+    pub(super) handles_max: Setting<Scalar>,
+    #[serde(default)]
+    pub(super) upstream: Vec<Spanned<Upstream>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    pub(super) name: Setting<Scalar>,
+    pub(super) aliases: Setting<Texts>,
+    pub(super) url: Setting<Scalar>,
+    pub(super) mirrors: Setting<Texts>,
+    pub(super) default: Setting<bool>,
+    pub(super) username: Setting<Scalar>,
+    pub(super) password: Setting<Secret>,
+    pub(super) password_file: Setting<PathBuf>,
+    pub(super) docker_config: Setting<PathBuf>,
+    pub(super) ca_file: Setting<PathBuf>,
+    pub(super) auth_hosts: Setting<Texts>,
+    pub(super) tag_ttl: Setting<Scalar>,
+    pub(super) negative_ttl: Setting<Scalar>,
+    pub(super) connect_timeout: Setting<Scalar>,
+    pub(super) header_timeout: Setting<Scalar>,
+    pub(super) stall_timeout: Setting<Scalar>,
+    pub(super) retries: Setting<Scalar>,
+}
+
+/// A string or an integer. Flags and variables are always text; a file may say `workers = 4` or `workers = "4"`.
+#[derive(Clone, Debug)]
+pub(super) enum Scalar {
+    Integer(i64),
+    Text(String),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+struct ScalarVisitor;
+
+impl Visitor<'_> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or an integer")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Scalar, E> {
+        Ok(Scalar::Integer(number))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Scalar, E> {
+        Ok(Scalar::Text(text.to_owned()))
+    }
+}
+
+/// A list of strings; one string is a list of one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Texts(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextsVisitor)
+    }
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Texts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
+        Ok(Texts(vec![text.to_owned()]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Texts, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = sequence.next_element()? {
+            texts.push(text);
+        }
+        Ok(Texts(texts))
+    }
+}

@@ -1,0 +1,136 @@
+//! `[[registry]]` from what was typed to what can be used.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use toml::Spanned;
+
+use super::error::{ConfigError, Origin};
+use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
+use super::raw::{self, Scalar, Setting, Texts};
+use super::{RegistryConfig, name, upstream};
+
+/// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`.
+pub(super) fn check(
+    source: &Source<'_>,
+    data: PathBuf,
+    raw: Vec<Spanned<raw::Registry>>,
+    mut shorthand: Option<(Origin, String)>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<RegistryConfig>, ConfigError> {
+    let mut tables: Vec<_> =
+        raw.into_iter().map(|table| (source.at(table.span().start), table.into_inner())).collect();
+    if tables.is_empty() {
+        tables.push((Origin::Default, raw::Registry::default()));
+    }
+    let mut seen = Seen { data, ..Seen::default() };
+    let mut registries = Vec::with_capacity(tables.len());
+    for (at, table) in tables {
+        let registry = Registry { source, at, first: registries.is_empty() };
+        // `take`: the flag is about the first registry.
+        registries.push(registry.check(table, shorthand.take(), &mut seen, warnings)?);
+    }
+    Ok(registries)
+}
+
+/// What must not occur twice among the registries, and where they keep what they store.
+#[derive(Default)]
+struct Seen {
+    data: PathBuf,
+    names: HashSet<String>,
+    hosts: HashSet<String>,
+    trees: Vec<PathBuf>,
+}
+
+/// One table being checked.
+struct Registry<'a> {
+    source: &'a Source<'a>,
+    at: Origin,
+    first: bool,
+}
+
+impl Registry<'_> {
+    fn check(
+        &self,
+        raw: raw::Registry,
+        shorthand: Option<(Origin, String)>,
+        seen: &mut Seen,
+        warnings: &mut Vec<String>,
+    ) -> Result<RegistryConfig, ConfigError> {
+        let (source, at) = (self.source, &self.at);
+        let name = self.name(raw.name, seen)?;
+        let table = format!("registry {name:?}");
+        let field = |key, setting: Setting<Scalar>| source.field(&table, at, key, setting);
+
+        let hosts = self.hosts(&source.field(&table, at, "hosts", raw.hosts), seen)?;
+        let base = if self.first { seen.data.clone() } else { seen.data.join(&name) };
+        let local = source.field(&table, at, "local", raw.local);
+        let local = tree(&local, base.join("local"), &mut seen.trees)?;
+        let cache = source.field(&table, at, "cache", raw.cache);
+        let cache = tree(&cache, base.join("cache"), &mut seen.trees)?;
+        let upstreams = match shorthand {
+            Some((origin, url)) => vec![upstream::shorthand(source, origin, &url, warnings)?],
+            None => upstream::check(source, &table, raw.upstream, warnings)?,
+        };
+        Ok(RegistryConfig {
+            name,
+            hosts,
+            local,
+            cache,
+            max_size: field("max_size", raw.max_size).size_if_given(MIB..=SIZE_MAX)?,
+            min_free: field("min_free", raw.min_free).size(GIB, 0..=SIZE_MAX)?,
+            far_range: field("far_range", raw.far_range).size(32 * MIB, 0..=SIZE_MAX)?,
+            ranges_max: field("ranges_max", raw.ranges_max).count(64, 1..=1024)? as usize,
+            manifest_bytes_max: field("manifest_bytes_max", raw.manifest_bytes_max)
+                .small_size(4 * MIB, 4 * MIB..=16 * MIB)?,
+            handles_max: nonzero(field("handles_max", raw.handles_max).count(0, 0..=1_000_000)?),
+            upstreams,
+        })
+    }
+
+    fn name(&self, setting: Setting<Scalar>, seen: &mut Seen) -> Result<String, ConfigError> {
+        let field = self.source.field("[[registry]]", &self.at, "name", setting);
+        let name = match field.text() {
+            Some(name) => name,
+            None if self.first => "main".to_owned(),
+            None => {
+                return Err(field.bad_unshown("is missing", "give every registry but the first a `name`"));
+            }
+        };
+        name::check_component(&name).map_err(|refusal| field.refused(&name, refusal))?;
+        if !seen.names.insert(name.clone()) {
+            return Err(field.bad(&name, "is already the name of another registry", "choose another"));
+        }
+        Ok(name)
+    }
+
+    fn hosts(&self, field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<String>, ConfigError> {
+        let hosts = field.hosts()?;
+        if let Some(host) = hosts.iter().find(|host| !seen.hosts.insert((*host).clone())) {
+            return Err(field.bad(host, "already selects a registry", "list each host once"));
+        }
+        if hosts.is_empty() && !self.first {
+            let problem = "is missing: nothing would select this registry";
+            return Err(field.bad_unshown(problem, "list the host names that clients use for it"));
+        }
+        Ok(hosts)
+    }
+}
+
+/// The directory of a tree, which no other tree may contain or be contained in: what is swept in one is not the other's.
+fn tree(
+    field: &Field<'_, PathBuf>,
+    default: PathBuf,
+    seen: &mut Vec<PathBuf>,
+) -> Result<PathBuf, ConfigError> {
+    let path = field.path()?.unwrap_or(default);
+    let whole = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    let real = std::fs::canonicalize(&whole).unwrap_or(whole);
+    if let Some(other) = seen.iter().find(|other| other.starts_with(&real) || real.starts_with(other)) {
+        let problem = format!("lies in, or around, {}", other.display());
+        let remedy = "give `local` and `cache` of each registry a directory of its own";
+        return Err(field.bad(path.display(), problem, remedy));
+    }
+    seen.push(real);
+    Ok(path)
+}

@@ -1,0 +1,119 @@
+//! The configuration as it will be used, written as TOML. Passwords are left out; the rest can be loaded again.
+
+use std::fmt::{Display, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use humantime_serde::re::humantime::format_duration;
+use toml::Value;
+
+use super::field::size_text;
+use super::{Config, RegistryConfig, ServerConfig, UpstreamConfig};
+
+/// See [`Config::summary`].
+pub(super) fn summary(config: &Config) -> String {
+    let mut table = Table::default();
+    server(&mut table, &config.server);
+    for one in &config.registries {
+        registry(&mut table, one);
+        for one in &one.upstreams {
+            upstream(&mut table, one);
+        }
+    }
+    table.text
+}
+
+fn server(table: &mut Table, server: &ServerConfig) {
+    table.start("[server]");
+    table.list("listen", &server.listen);
+    if let Some(admin) = server.admin {
+        table.text("admin", admin);
+    }
+    table.plain("workers", server.workers);
+    table.text("io_uring", server.io_uring);
+    table.path("data", &server.data);
+    table.text("access_log", if server.access_log { "on" } else { "off" });
+    table.plain("connections", server.connections.map_or(0, Into::into));
+    table.size("header_bytes", server.header_bytes as u64);
+    table.plain("header_fields", server.header_fields);
+    table.duration("header_timeout", server.header_timeout);
+    table.duration("idle_timeout", server.idle_timeout);
+    table.duration("stall_timeout", server.stall_timeout);
+    table.duration("drain_timeout", server.drain_timeout);
+}
+
+fn registry(table: &mut Table, registry: &RegistryConfig) {
+    table.start("\n[[registry]]");
+    table.text("name", &registry.name);
+    table.list("hosts", &registry.hosts);
+    table.path("local", &registry.local);
+    table.path("cache", &registry.cache);
+    if let Some(bytes) = registry.max_size {
+        table.size("max_size", bytes);
+    }
+    table.size("min_free", registry.min_free);
+    table.size("far_range", registry.far_range);
+    table.plain("ranges_max", registry.ranges_max);
+    table.size("manifest_bytes_max", registry.manifest_bytes_max as u64);
+    table.plain("handles_max", registry.handles_max.map_or(0, Into::into));
+}
+
+fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
+    table.start("\n[[registry.upstream]]");
+    table.text("name", &upstream.name);
+    table.list("aliases", &upstream.aliases);
+    table.text("url", &upstream.url);
+    table.list("mirrors", &upstream.mirrors);
+    table.plain("default", upstream.default);
+    if let Some(credentials) = &upstream.credentials {
+        table.start(&format!("# username {:?}, with a password", credentials.username));
+    }
+    if let Some(path) = &upstream.ca_file {
+        table.path("ca_file", path);
+    }
+    table.list("auth_hosts", &upstream.auth_hosts);
+    table.duration("tag_ttl", upstream.tag_ttl);
+    table.duration("negative_ttl", upstream.negative_ttl);
+    table.duration("connect_timeout", upstream.connect_timeout);
+    table.duration("header_timeout", upstream.header_timeout);
+    table.duration("stall_timeout", upstream.stall_timeout);
+    table.plain("retries", upstream.retries);
+}
+
+#[derive(Default)]
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn start(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn plain(&mut self, key: &str, value: impl Display) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "{key} = {value}");
+    }
+
+    fn text(&mut self, key: &str, value: impl Display) {
+        self.plain(key, Value::String(format!("{value}")));
+    }
+
+    fn path(&mut self, key: &str, path: &Path) {
+        self.text(key, path.display());
+    }
+
+    fn size(&mut self, key: &str, bytes: u64) {
+        self.text(key, size_text(bytes));
+    }
+
+    fn duration(&mut self, key: &str, duration: Duration) {
+        self.text(key, format_duration(duration));
+    }
+
+    fn list<T: ToString>(&mut self, key: &str, values: &[T]) {
+        let values = values.iter().map(|value| Value::String(value.to_string())).collect();
+        self.plain(key, Value::Array(values));
+    }
+}
