@@ -1,0 +1,146 @@
+//! The command line as a person meets it: exit codes, what is said, and where.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the program in `directory` with nothing of this process's environment.
+fn spliceway(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_spliceway"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the program was built for this test")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the program writes UTF-8")
+}
+
+/// A directory with a configuration file of this text.
+fn with_config(config: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("spliceway.toml"), config).unwrap();
+    directory
+}
+
+#[test]
+fn check_config_prints_a_usable_file_without_its_password() {
+    let directory = with_config(
+        "[[registry]]\n[[registry.upstream]]\nname = \"docker.io\"\nurl = \"https://registry-1.docker.io\"\n\
+         username = \"robot\"\npassword_file = \"secret\"\n",
+    );
+    std::fs::write(directory.path().join("secret"), "hunter2\n").unwrap();
+    let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(text(&output.stderr), "");
+    let printed = text(&output.stdout);
+    for part in ["listen = [\"127.0.0.1:5000\"]", "name = \"docker.io\"", "robot", "tag_ttl = \"1m\""] {
+        assert!(printed.contains(part), "{part} in {printed}");
+    }
+    assert!(!printed.contains("hunter2"), "{printed}");
+
+    std::fs::write(directory.path().join("again.toml"), printed).unwrap();
+    let again = spliceway(directory.path(), &["check-config", "again.toml"], &[]);
+    assert_eq!(again.status.code(), Some(0), "what is printed is a configuration: {again:?}");
+}
+
+#[test]
+fn check_config_warns_on_standard_error() {
+    let directory = with_config(
+        "[[registry]]\n[[registry.upstream]]\nname = \"r\"\nurl = \"http://r.example\"\nusername = \"u\"\n\
+         password = \"p\"\n",
+    );
+    let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stderr).contains("warning: upstream \"r\""), "{output:?}");
+}
+
+#[test]
+fn check_config_refuses_a_bad_file_with_its_line_and_exit_code_2() {
+    let directory = with_config("[server]\n\nlisten = \"5000\"\n");
+    let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(text(&output.stdout), "");
+    assert!(
+        text(&output.stderr).starts_with("spliceway: spliceway.toml:3: listen = \"5000\" in [server]"),
+        "{output:?}"
+    );
+    let output = spliceway(directory.path(), &["check-config", "missing.toml"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains("missing.toml: cannot read"), "{output:?}");
+}
+
+#[test]
+fn check_config_is_about_the_file_alone() {
+    let directory = with_config("[server]\nworkers = 3\n");
+    let variables = [("SPLICEWAY_WORKERS", "none"), ("SPLICEWAY_LISTEN", "nowhere")];
+    let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &variables);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("workers = 3"), "{output:?}");
+}
+
+#[test]
+fn serve_refuses_what_it_cannot_use_before_it_does_anything() {
+    let directory = with_config("[server]\nlisten = \"5000\"\n");
+    let file = "spliceway.toml";
+    for (arguments, variables, part) in [
+        (&["serve", "--config", file][..], &[][..], "spliceway: spliceway.toml:2: listen"),
+        (&["serve", "--config", "missing.toml"], &[], "spliceway: missing.toml: cannot read"),
+        (&["serve", "--listen", "x"], &[], "spliceway: --listen: listen = \"x\""),
+        (&["serve", "--upstream", "docker.io"], &[], "write \"https://docker.io\""),
+        (&["serve", "--workers", "0"], &[], "spliceway: --workers: workers = \"0\""),
+        (&["serve"], &[("SPLICEWAY_CONFIG", file)], "spliceway: spliceway.toml:2: listen"),
+        (&["serve"], &[("SPLICEWAY_ADMIN", "x")], "spliceway: SPLICEWAY_ADMIN: admin = \"x\""),
+        (&["serve"], &[("SPLICEWAY_IO_URING", "yes")], "spliceway: SPLICEWAY_IO_URING: io_uring = \"yes\""),
+    ] {
+        let output = spliceway(directory.path(), arguments, variables);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {output:?}");
+        assert!(text(&output.stderr).contains(part), "{part} in {output:?}");
+        assert!(!directory.path().join("spliceway-data").exists(), "{arguments:?} made a directory");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_help_is_0() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in
+        [&[][..], &["nonsense"], &["serve", "--nonsense"], &["check-config"], &["serve", "--io-uring", "yes"]]
+    {
+        let output = spliceway(directory.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
+        assert!(text(&output.stderr).contains("--help"), "{arguments:?} {output:?}");
+    }
+    for arguments in [&["--help"][..], &["serve", "--help"], &["help", "check-config"], &["--version"]] {
+        let output = spliceway(directory.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_names_every_flag_and_its_variable() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = spliceway(directory.path(), &["serve", "--help"], &[]);
+    // Long lines are wrapped: only the words count.
+    let help = text(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    for flag in [
+        "config",
+        "listen",
+        "data",
+        "upstream",
+        "admin",
+        "workers",
+        "io-uring",
+        "verbose",
+        "quiet",
+        "log-format",
+        "color",
+    ] {
+        let variable = format!("SPLICEWAY_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&format!("--{flag}")), "{flag} in {help}");
+        assert!(help.contains(&format!("[env: {variable}")), "{variable} in {help}");
+    }
+}

@@ -1,0 +1,14 @@
+//! Process-level tests: the program as built, against real peers and against peers that misbehave.
+
+mod badinput;
+mod bounds;
+mod crash;
+mod fanout;
+mod faults;
+mod harness;
+mod http;
+mod operate;
+mod pull;
+mod shared;
+mod support;
+mod tags;
