@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::admin::{self, Readiness};
-use crate::config::{Config, ConfigError, RegistryConfig, ServerConfig, UpstreamConfig};
+use crate::config::{self, Config, ConfigError, RegistryConfig, ServerConfig, UpstreamConfig};
 use crate::fill::Fills;
 use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
@@ -208,7 +208,12 @@ impl Crew {
             };
             thread::Builder::new().name(format!("worker-{index}")).spawn(work)
         };
-        seats.into_iter().enumerate().map(start).collect::<io::Result<_>>().map_err(Error::system("start a worker"))
+        seats
+            .into_iter()
+            .enumerate()
+            .map(start)
+            .collect::<io::Result<_>>()
+            .map_err(Error::system("start a worker"))
     }
 }
 
@@ -274,7 +279,8 @@ impl Application {
             let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
             // A line for scripts, which wait for it and read the port from it.
             eprintln!("listening on http://{address}");
-            let (doors, slots, phases) = (Arc::clone(&self.doors), Arc::clone(&slots), self.phase.subscribe());
+            let (doors, slots, phases) =
+                (Arc::clone(&self.doors), Arc::clone(&slots), self.phase.subscribe());
             tokio::task::spawn_local(async move {
                 if let Err(error) = server::listen(listener, doors, slots, phases).await {
                     tracing::error!(%address, %error, "cannot accept connections");
@@ -284,7 +290,8 @@ impl Application {
         if let Some(listener) = admin {
             let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
             eprintln!("admin on http://{address}");
-            let (metrics, readiness, doors) = (self.metrics.clone(), self.readiness.clone(), Arc::clone(&self.doors));
+            let (metrics, readiness, doors) =
+                (self.metrics.clone(), self.readiness.clone(), Arc::clone(&self.doors));
             tokio::task::spawn_local(async move {
                 let sample = move |metrics: &Metrics| {
                     metrics.set_connections_open(doors.open_connections());
@@ -464,10 +471,13 @@ fn connect(
     metrics: &Metrics,
 ) -> Result<RegistryUpstream, UpstreamConfigError> {
     let metrics = metrics.clone();
-    let credentials = config.credentials.as_ref().map_or(Credentials::None, |login| Credentials::Basic {
-        username: login.username.clone(),
-        password: login.password.expose().to_owned(),
-    });
+    let credentials = match &config.credentials {
+        config::Credentials::None => Credentials::None,
+        config::Credentials::Basic { username, password } => {
+            Credentials::Basic { username: username.clone(), password: password.expose().to_owned() }
+        }
+        config::Credentials::DockerConfig(path) => Credentials::DockerConfig(path.clone()),
+    };
     let options = UpstreamOptions {
         mirrors: config.mirrors.iter().map(ToString::to_string).collect(),
         credentials,
@@ -480,7 +490,12 @@ fn connect(
         docker_hub: config.docker_hub,
         workers,
         observer: Some(Arc::new(move |seen| {
-            metrics.upstream_request(seen.upstream, seen.operation.as_str(), seen.outcome, seen.elapsed.as_secs_f64());
+            metrics.upstream_request(
+                seen.upstream,
+                seen.operation.as_str(),
+                seen.outcome,
+                seen.elapsed.as_secs_f64(),
+            );
         })),
         ..UpstreamOptions::new(config.directory.as_str(), config.url.as_str())
     };

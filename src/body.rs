@@ -434,11 +434,7 @@ mod tests {
         assert_eq!(of(vec![chunk(b"ab"), chunk(b"cd")], Some(3)), [Ok(2), Err(())], "too long");
         assert_eq!(of(vec![chunk(b"ab"), chunk(b"c")], Some(2)), [Err(())], "a chunk too many");
         assert_eq!(of(vec![chunk(b"ab"), chunk(b"")], Some(2)), [Ok(2)], "an empty chunk at the end");
-        assert_eq!(
-            of(vec![chunk(b"ab"), Err(BodyError::new("late"))], Some(2)),
-            [Ok(2), Err(())],
-            "late error"
-        );
+        assert_eq!(of(vec![chunk(b"ab"), Err(BodyError::new("late"))], Some(2)), [Err(())], "a late error");
         assert_eq!(of(vec![chunk(b"ab"), Err(BodyError::new("x")), chunk(b"c")], None), [Ok(2), Err(())]);
     }
 

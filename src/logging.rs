@@ -2,18 +2,23 @@
 //!
 //! Lines are formatted where they arise and written by a thread of their own, so that a terminal or a pipe that
 //! nobody reads never stalls a worker. At most [`LINES_QUEUED_MAX`] of [`LINE_BYTES_MAX`] wait; further ones are
-//! dropped and counted. The access log is the target `access`, at info: a line per request, of `key=value` fields; whoever writes it asks
-//! `access_log` of the configuration first, which a reload may change.
+//! dropped and counted. The access log is the target [`ACCESS`], at info: a line per request, of `key=value` fields,
+//! unless the configuration turns it off.
 
+use std::cell::Cell;
 use std::ffi::OsString;
+use std::fmt::{Debug, Write as _};
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use tracing::Subscriber;
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -69,7 +74,7 @@ pub struct Guard {
 }
 
 /// Starts the log of the process. The first call counts; a later one in the same process changes nothing.
-pub fn start(options: Options) -> Guard {
+pub fn start(options: Options, access_log: bool) -> Guard {
     let (writer, worker) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_QUEUED_MAX)
@@ -80,7 +85,7 @@ pub fn start(options: Options) -> Guard {
     let format = options.format;
     let lines = move || Bounded { to: writer.clone(), format };
     let subscriber = tracing_subscriber::registry()
-        .with(lines_layer(format, ansi, lines).with_filter(targets(options.verbosity)));
+        .with(lines_layer(format, ansi, lines).with_filter(targets(options.verbosity, access_log)));
     // The only error is that there is a log already.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Guard { worker: Some(worker), dropped }
@@ -110,8 +115,8 @@ impl Color {
     }
 }
 
-/// What is logged: this crate's lines and the access log at the level asked for, what libraries say two steps less.
-fn targets(verbosity: i16) -> Targets {
+/// What is logged: this crate's lines and the access log at the level asked for, what libraries say about a step less.
+fn targets(verbosity: i16, access_log: bool) -> Targets {
     let (own, libraries) = match verbosity {
         ..=-2 => (LevelFilter::ERROR, LevelFilter::ERROR),
         -1 => (LevelFilter::WARN, LevelFilter::ERROR),
@@ -119,7 +124,8 @@ fn targets(verbosity: i16) -> Targets {
         1 => (LevelFilter::DEBUG, LevelFilter::WARN),
         2.. => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    Targets::new().with_default(libraries).with_target("spliceway", own).with_target(ACCESS, own)
+    let access = if access_log { own } else { LevelFilter::OFF };
+    Targets::new().with_default(libraries).with_target("spliceway", own).with_target(ACCESS, access)
 }
 
 /// The layer that makes lines of events.
@@ -129,7 +135,10 @@ where
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
     match format {
-        Format::Text => fmt::layer().with_ansi(ansi).with_writer(lines).boxed(),
+        Format::Text => {
+            let fields = format::debug_fn(text_field).delimited(" ");
+            fmt::layer().with_ansi(ansi).fmt_fields(fields).with_writer(lines).boxed()
+        }
         Format::Json => fmt::layer()
             .json()
             .flatten_event(true)
@@ -138,6 +147,38 @@ where
             .with_writer(lines)
             .boxed(),
     }
+}
+
+/// Writes one field of a text line. What upstreams and clients sent may stand in a value, and must neither begin a line
+/// of its own nor steer a terminal: control characters are escaped, and a value with spaces stands in quotation marks.
+fn text_field(line: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> std::fmt::Result {
+    thread_local! {
+        static VALUE: Cell<String> = const { Cell::new(String::new()) };
+    }
+    // Taken, so that a value which logs while it is formatted finds another one.
+    let mut text = VALUE.take();
+    text.clear();
+    let formatted = write!(text, "{value:?}").and_then(|()| {
+        if field.name() == "message" {
+            return write_escaped(line, &text);
+        }
+        write!(line, "{}=", field.name())?;
+        // Strings are quoted and escaped by their Debug already.
+        let is_plain =
+            text.starts_with('"') || !text.contains(|c: char| c.is_control() || c == ' ' || c == '"');
+        if is_plain { line.write_str(&text) } else { write!(line, "{text:?}") }
+    });
+    VALUE.set(text);
+    formatted
+}
+
+fn write_escaped(line: &mut Writer<'_>, text: &str) -> std::fmt::Result {
+    for piece in text.split_inclusive(|c: char| c.is_control()) {
+        let plain = piece.trim_end_matches(|c: char| c.is_control());
+        line.write_str(plain)?;
+        write!(line, "{}", piece[plain.len()..].escape_debug())?;
+    }
+    Ok(())
 }
 
 /// Passes lines on, none longer than [`LINE_BYTES_MAX`]. Each `write` is a whole line, as the layer makes them.
@@ -200,11 +241,15 @@ mod tests {
 
     /// The lines that `events` leads to.
     fn logged(format: Format, verbosity: i16, events: impl FnOnce()) -> Vec<String> {
+        logged_by(format, targets(verbosity, true), events)
+    }
+
+    fn logged_by(format: Format, targets: Targets, events: impl FnOnce()) -> Vec<String> {
         let memory = Memory::default();
         let to = memory.clone();
         let lines = move || Bounded { to: to.clone(), format };
-        let subscriber = tracing_subscriber::registry()
-            .with(lines_layer(format, false, lines).with_filter(targets(verbosity)));
+        let subscriber =
+            tracing_subscriber::registry().with(lines_layer(format, false, lines).with_filter(targets));
         tracing::subscriber::with_default(subscriber, events);
         let bytes = memory.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
@@ -223,6 +268,23 @@ mod tests {
         {
             assert!(rest.contains(part), "{part} in {line}");
         }
+    }
+
+    #[test]
+    fn what_others_sent_stays_in_its_line_and_field() {
+        let sent = "a b\n2026 INFO forged\u{1b}[31m \"c\"";
+        let lines = logged(Format::Text, 0, || {
+            warn!(error = %sent, plain = %"1.2.3.4:5", text = "b c", number = 7, "{sent}");
+            info!("");
+        });
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].chars().all(|c| !c.is_control()), "{lines:?}");
+        let escaped = "a b\\n2026 INFO forged\\u{1b}[31m";
+        let (_, rest) = lines[0].split_once("logging::tests: ").unwrap();
+        assert_eq!(
+            rest,
+            format!("{escaped} \"c\" error=\"{escaped} \\\"c\\\"\" plain=1.2.3.4:5 text=\"b c\" number=7")
+        );
     }
 
     #[test]
@@ -265,6 +327,15 @@ mod tests {
             let words: Vec<_> = lines.iter().map(|line| line.rsplit(' ').next().unwrap()).collect();
             assert_eq!(words.join(" "), expected, "{verbosity}");
         }
+    }
+
+    #[test]
+    fn the_access_log_can_be_off_without_the_rest() {
+        let lines = logged_by(Format::Text, targets(2, false), || {
+            info!(target: ACCESS, "I-access");
+            info!("I-own");
+        });
+        assert!(lines.len() == 1 && lines[0].ends_with("I-own"), "{lines:?}");
     }
 
     #[test]

@@ -144,3 +144,45 @@ fn help_names_every_flag_and_its_variable() {
         assert!(help.contains(&format!("[env: {variable}")), "{variable} in {help}");
     }
 }
+
+#[test]
+fn the_example_configuration_is_usable_and_its_comments_show_the_defaults() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/spliceway.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let check = |path: &Path| {
+        let output = spliceway(directory.path(), &["check-config", path.to_str().unwrap()], &[]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        text(&output.stdout).to_owned()
+    };
+    let as_it_is = check(&example);
+
+    let given = std::fs::read_to_string(&example).unwrap();
+    let uncommented: String = given
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let path = directory.path().join("uncommented.toml");
+    std::fs::write(&path, &uncommented).unwrap();
+    assert_eq!(check(&path), as_it_is);
+    for line in as_it_is.lines() {
+        let Some((key, _)) = line.split_once(" = ") else { continue };
+        assert!(given.contains(&format!("{key} = ")) || key == "local", "{key} is not in the example");
+    }
+}
+
+#[test]
+fn the_readme_names_every_key() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let directory = with_config("[[registry]]\n[[registry.upstream]]\nname = \"r\"\nurl = \"https://r\"\n");
+    let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
+    // Keys that are shown only if they are given.
+    let mut keys =
+        vec!["admin", "max_size", "username", "password", "password_file", "docker_config", "ca_file"];
+    keys.extend(text(&output.stdout).lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)));
+    for key in keys {
+        assert!(readme.contains(&format!("| `{key}` |")), "{key} is not in a table of the README");
+    }
+}

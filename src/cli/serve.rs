@@ -78,7 +78,7 @@ impl Serve {
             }
         };
         // Held to the end: dropping it writes what is still queued.
-        let _guard = logging::start(logging);
+        let _guard = logging::start(logging, config.server.access_log);
         for warning in &config.warnings {
             warn!("{warning}");
         }
@@ -86,7 +86,7 @@ impl Serve {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 error!("{}", with_causes(&error));
-                ExitCode::FAILURE
+                if error.is_configuration() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
             }
         }
     }

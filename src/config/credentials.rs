@@ -1,13 +1,12 @@
 //! Passwords: where they come from, and how they stay out of logs.
 //!
-//! Files that hold one are read when the configuration is loaded, and again at each reload; what an upstream is given
-//! is always a user name and a [`Secret`].
+//! A password file is read when the configuration is loaded, and again at each reload. A docker config is only checked
+//! then: it holds logins for several hosts and changes on its own, so the upstream reads it.
 
 use std::fmt;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use data_encoding::BASE64;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
@@ -16,12 +15,20 @@ use serde::de::{self, Deserializer, Visitor};
 pub struct Secret(String);
 
 /// What an upstream's registry and its token service are given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user name; never contains a colon (RFC 7617 section 2).
-    pub username: String,
-    /// The password or access token.
-    pub password: Secret,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nothing: what everybody may read is read.
+    #[default]
+    None,
+    /// A user name and a password.
+    Basic {
+        /// The user name; never contains a colon (RFC 7617 section 2).
+        username: String,
+        /// The password or access token, from the configuration or the file that it names.
+        password: Secret,
+    },
+    /// What `docker login` and its like stored for the host in this file.
+    DockerConfig(PathBuf),
 }
 
 impl Secret {
@@ -100,67 +107,16 @@ pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: std::collections::BTreeMap<String, DockerAuth>,
-    #[serde(default, rename = "credsStore")]
-    creds_store: Option<String>,
-    #[serde(default, rename = "credHelpers")]
-    cred_helpers: std::collections::BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<Secret>,
-    #[serde(rename = "identitytoken")]
-    identity_token: Option<Secret>,
-}
-
-/// What `docker login`, `podman login` or `skopeo login` stored for any of `hosts` in the file at `path`.
-pub(super) fn read_docker_config(path: &Path, hosts: &[&str]) -> Result<Credentials, String> {
-    // serde_json's messages say line and column, and repeat values: only the place is passed on.
-    let config: DockerConfig = serde_json::from_str(&read(path)?).map_err(|error| {
-        format!("is not a docker config (line {}, column {})", error.line(), error.column())
-    })?;
-    let Some((key, auth)) = config.auths.into_iter().find(|(key, _)| hosts.contains(&docker_host(key)))
-    else {
-        let helped = config.cred_helpers.keys().any(|key| hosts.contains(&docker_host(key)));
-        if helped || config.creds_store.is_some() {
-            return Err("keeps its passwords in a credential helper, which is not supported".to_owned());
+/// Whether `docker login`, `podman login` or `skopeo login` may have written the file; what is in it is looked up when
+/// an upstream asks for credentials.
+pub(super) fn check_docker_config(path: &Path) -> Result<(), String> {
+    // serde_json's messages repeat values: only the place is passed on.
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&read(path)?) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(format!("is not a docker config (line {}, column {})", error.line(), error.column()))
         }
-        return Err(format!("has no login for {}", hosts.join(" or ")));
-    };
-    if auth.identity_token.is_some_and(|token| !token.expose().is_empty()) {
-        return Err(format!("has an identity token for {key}, which is not supported"));
     }
-    if let (Some(username), Some(password)) = (auth.username, auth.password) {
-        return Ok(Credentials { username, password });
-    }
-    auth.auth.as_deref().and_then(decode_auth).ok_or_else(|| {
-        format!(
-            "has neither `auth` nor a user name and password for {key} (a credential helper may hold them)"
-        )
-    })
-}
-
-/// `base64(user:password)`, as in the `auth` of a docker config.
-fn decode_auth(auth: &str) -> Option<Credentials> {
-    let decoded = String::from_utf8(BASE64.decode(auth.as_bytes()).ok()?).ok()?;
-    // docker pads with NULs what it once encrypted in place.
-    let (username, password) = decoded.trim_end_matches('\0').split_once(':')?;
-    if username.is_empty() || password.is_empty() {
-        return None;
-    }
-    Some(Credentials { username: username.to_owned(), password: Secret::new(password) })
-}
-
-/// The host that a key of `auths` is about: keys are hosts, or URLs such as `https://index.docker.io/v1/`.
-fn docker_host(key: &str) -> &str {
-    let host = key.split_once("://").map_or(key, |(_, rest)| rest);
-    host.split_once('/').map_or(host, |(host, _)| host)
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -186,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown() {
-        let credentials = Credentials { username: "u".into(), password: Secret::new("hunter2") };
+        let credentials = Credentials::Basic { username: "u".into(), password: Secret::new("hunter2") };
         let shown = format!("{credentials:?} {credentials:#?}");
         assert!(!shown.contains("hunter2"), "{shown}");
         assert!(shown.contains("<hidden>"), "{shown}");
@@ -205,32 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_found_under_every_spelling_of_its_host() {
-        let login = BASE64.encode(b"user:pass:word");
-        for key in ["index.docker.io", "https://index.docker.io/v1/", "http://index.docker.io"] {
-            let config = file(&format!(r#"{{"auths":{{"x":{{}},"{key}":{{"auth":"{login}"}}}},"other":1}}"#));
-            let found =
-                read_docker_config(config.path(), &["registry-1.docker.io", "index.docker.io"]).unwrap();
-            assert_eq!((found.username.as_str(), found.password.expose()), ("user", "pass:word"));
+    fn a_docker_config_is_a_json_object() {
+        for text in ["{}", "{\"auths\":{\"h:5000\":{\"auth\":\"eA==\"}},\"credsStore\":\"desktop\"}"] {
+            assert_eq!(check_docker_config(file(text).path()), Ok(()), "{text}");
         }
-    }
-
-    #[test]
-    fn a_docker_config_without_a_usable_login_says_why() {
-        for (text, part) in [
-            ("{}", "no login for h:5000"),
-            ("{\"auths\":{\"h\":{}}}", "no login for h:5000"),
-            ("{\"auths\":{\"h:5000\":{}}}", "neither `auth`"),
-            ("{\"auths\":{\"h:5000\":{\"auth\":\"!\"}}}", "neither `auth`"),
-            ("{\"auths\":{\"h:5000\":{\"identitytoken\":\"t\"}}}", "identity token"),
-            ("{\"credsStore\":\"desktop\"}", "credential helper"),
-            ("{\"credHelpers\":{\"h:5000\":\"ecr\"}}", "credential helper"),
-            ("{\"auths\":{\"h:5000\":{\"password\":12345}}}", "line 1"),
-            ("nonsense", "line 1"),
-        ] {
-            let problem = read_docker_config(file(text).path(), &["h:5000"]).unwrap_err();
-            assert!(problem.contains(part), "{text}: {problem}");
-            assert!(!problem.contains("12345"), "{problem}");
+        for text in ["", "hunter2", "[]", "{\"auths\": hunter2}"] {
+            let problem = check_docker_config(file(text).path()).unwrap_err();
+            assert!(problem.contains("line") && !problem.contains("hunter2"), "{text}: {problem}");
         }
     }
 }

@@ -228,13 +228,22 @@ pub(super) fn nonzero(number: u32) -> Option<NonZeroUsize> {
     usize::try_from(number).ok().and_then(NonZeroUsize::new)
 }
 
-/// `bytes` with the largest binary unit that divides it, so that nothing is rounded: what [`Field::size`] reads back.
+/// `bytes` in the largest unit that divides it, so that nothing is rounded: what [`Field::size`] reads back.
 pub(super) fn size_text(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match UNITS.iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
-        Some((unit, suffix)) => format!("{}{suffix}", bytes / unit),
-        None => bytes.to_string(),
-    }
+    const UNITS: [(u64, &str); 9] = [
+        (1, ""),
+        (KIB, "KiB"),
+        (MIB, "MiB"),
+        (GIB, "GiB"),
+        (1 << 40, "TiB"),
+        (1_000, "kB"),
+        (1_000_000, "MB"),
+        (1_000_000_000, "GB"),
+        (1_000_000_000_000, "TB"),
+    ];
+    let fitting = UNITS.iter().filter(|(unit, _)| bytes.is_multiple_of(*unit));
+    let (unit, suffix) = fitting.min_by_key(|(unit, _)| bytes / unit).unwrap_or(&(1, ""));
+    format!("{}{suffix}", bytes / unit)
 }
 
 #[cfg(test)]
@@ -252,7 +261,11 @@ mod tests {
             let read = field(Scalar::Text(text.clone())).size(7, 0..=u64::MAX).unwrap();
             assert_eq!(read, bytes, "{text}");
         }
-        assert_eq!(size_text(1 << 30), "1GiB");
+        for (bytes, text) in
+            [(0, "0"), (512, "512"), (1 << 30, "1GiB"), (500_000_000_000, "500GB"), (48 << 10, "48KiB")]
+        {
+            assert_eq!(size_text(bytes), text);
+        }
         assert_eq!(field(Scalar::Text("500GB".into())).size(0, 0..=u64::MAX).unwrap(), 500_000_000_000);
         assert_eq!(field(Scalar::Integer(4096)).size(0, 0..=u64::MAX).unwrap(), 4096);
         assert!(field(Scalar::Integer(-1)).size(0, 0..=u64::MAX).is_err());

@@ -133,7 +133,8 @@ pub struct UpstreamConfig {
     pub directory: String,
     /// Further values of `?ns=` that mean it, in lower case.
     pub aliases: Vec<String>,
-    /// Scheme, host, port, and a path perhaps that goes before `/v2/`, without a slash at its end unless it is `/`.
+    /// Scheme, host, port, and a path perhaps, without a slash at its end unless it is `/`: one that begins with `/v2/`
+    /// is a project of a registry, any other goes before `/v2/`.
     pub url: Url,
     /// Asked in this order before `url`; the same form.
     pub mirrors: Vec<Url>,
@@ -141,8 +142,8 @@ pub struct UpstreamConfig {
     pub default: bool,
     /// Whether it is Docker Hub, where a name of one component means `library/…`.
     pub docker_hub: bool,
-    /// Sent to the host of `url` and to its token service only.
-    pub credentials: Option<Credentials>,
+    /// Sent to the host of `url` and to its token service only; a docker config may have logins for `mirrors` too.
+    pub credentials: Credentials,
     /// PEM certificates that are trusted for this upstream beside the system's.
     pub ca_file: Option<PathBuf>,
     /// Hosts besides those on the registrable domain of `url` whose token services are given the credentials.
@@ -157,7 +158,7 @@ pub struct UpstreamConfig {
     pub header_timeout: Duration,
     /// Longest time without a byte of an answer's body. Default 30 s.
     pub stall_timeout: Duration,
-    /// Attempts in a row that may bring not one byte before a fetch fails. Default 5.
+    /// Failures in a row, without progress between them, that a fetch overcomes. Default 5; 0: the first one ends it.
     pub retries: u32,
 }
 

@@ -118,8 +118,12 @@ pub(super) fn parse_url(text: &str) -> Result<Url, Refusal> {
             "leave out what follows \"?\" or \"#\"".to_owned(),
         ));
     }
-    let path = url.path().trim_end_matches('/').to_owned();
-    if path.ends_with("/v2") || path.contains("/v2/") {
+    // "/v2" alone is what everybody may add who has read the API; before a project's name it has a meaning.
+    let path = match url.path().trim_end_matches('/') {
+        "/v2" => String::new(),
+        path => path.to_owned(),
+    };
+    if path.ends_with("/v2") {
         return Err(("contains the API's own path".to_owned(), "leave out \"/v2\"".to_owned()));
     }
     url.set_path(&path);
@@ -237,6 +241,8 @@ mod tests {
             ("https://R.Example/", "https://r.example/"),
             ("http://r.example:80", "http://r.example/"),
             ("https://r.example/prefix/", "https://r.example/prefix"),
+            ("https://r.example/v2/", "https://r.example/"),
+            ("https://r.example/v2/project", "https://r.example/v2/project"),
             ("https://docker.io", "https://registry-1.docker.io/"),
             ("https://index.docker.io/", "https://registry-1.docker.io/"),
         ] {
@@ -250,8 +256,7 @@ mod tests {
             ("https://u@r.example", "credentials"),
             ("https://r.example?x", "query"),
             ("https://r.example#x", "query"),
-            ("https://r.example/v2/", "/v2"),
-            ("https://r.example/v2/library", "/v2"),
+            ("https://r.example/prefix/v2/", "/v2"),
             ("unix:/run/x", "http or https"),
             ("https://r.example:99999", "not a URL"),
         ] {

@@ -8,7 +8,7 @@ use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
 use super::field::size_text;
-use super::{Config, RegistryConfig, ServerConfig, UpstreamConfig};
+use super::{Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig};
 
 /// See [`Config::summary`].
 pub(super) fn summary(config: &Config) -> String {
@@ -65,8 +65,12 @@ fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
     table.text("url", &upstream.url);
     table.list("mirrors", &upstream.mirrors);
     table.plain("default", upstream.default);
-    if let Some(credentials) = &upstream.credentials {
-        table.start(&format!("# username {:?}, with a password", credentials.username));
+    match &upstream.credentials {
+        Credentials::None => {}
+        Credentials::Basic { username, .. } => {
+            table.start(&format!("# username {username:?}, with a password"));
+        }
+        Credentials::DockerConfig(path) => table.path("docker_config", path),
     }
     if let Some(path) = &upstream.ca_file {
         table.path("ca_file", path);

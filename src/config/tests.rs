@@ -121,8 +121,9 @@ fn every_key_is_read() {
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
     assert_eq!(hub.mirrors[0].as_str(), "http://mirror.example:5000/hub");
     assert!(hub.default && hub.docker_hub && !ghcr.default && !ghcr.docker_hub);
-    let credentials = hub.credentials.as_ref().unwrap();
-    assert_eq!((credentials.username.as_str(), credentials.password.expose()), ("user", "hunter2"));
+    let Credentials::Basic { username, password } = &hub.credentials else { panic!("{hub:?}") };
+    assert_eq!((username.as_str(), password.expose()), ("user", "hunter2"));
+    assert_eq!(ghcr.credentials, Credentials::None);
     assert_eq!(hub.auth_hosts, ["auth.example"]);
     let times = [hub.tag_ttl, hub.negative_ttl, hub.connect_timeout, hub.header_timeout, hub.stall_timeout];
     assert_eq!(times.map(|time| time.as_secs()), [0, 5, 6, 7, 8]);
@@ -292,14 +293,14 @@ fn a_refused_upstream_names_place_key_value_and_remedy() {
         (&upstream(""), &[":2: url in upstream \"r\" is missing", "url = "]),
         (&upstream("url = \"r.example\""), &[":4: url", "write \"https://r.example\""]),
         (&upstream("url = \"ftp://r\""), &[":4: url", "\"ftp://r\"", "http or https"]),
-        (&upstream("url = \"https://r/v2/\""), &[":4: url", "leave out \"/v2\""]),
+        (&upstream("url = \"https://r/p/v2/\""), &[":4: url", "leave out \"/v2\""]),
         (&upstream("url = \"https://r?a=b\""), &[":4: url", "query"]),
         (&upstream("url = \"https://u:hunter2@r\""), &[":4: url", "@r", "`password_file`"]),
         (&upstream("url = \"https://u:hunter2@r:x\""), &[":4: url", "@r"]),
         (&upstream("url = \"https://r\"\nmirrors = [\"x\"]"), &[":5: mirrors = \"x\" in upstream \"r\""]),
         (&upstream("url = \"https://r\"\naliases = [\"R\"]"), &[":5: aliases", "write \"r\""]),
         (&upstream("url = \"https://r\"\nauth_hosts = [\"a/b\"]"), &[":5: auth_hosts", "\"a/b\""]),
-        (&upstream("url = \"https://r\"\nretries = 0"), &[":5: retries", "from 1 to 100"]),
+        (&upstream("url = \"https://r\"\nretries = 101"), &[":5: retries", "from 0 to 100"]),
         (&upstream("url = \"https://r\"\nconnect_timeout = \"0s\""), &[":5: connect_timeout", "10ms"]),
         (&two("name = \"r\"", "name = \"r\""), &[":7: name", "\"r\"", "already means another upstream"]),
         (&two("name = \"r\"", "name = \"s\"\naliases = \"r\""), &["\"r\"", "already means another upstream"]),

@@ -1,7 +1,7 @@
 //! `[[registry.upstream]]` from what was typed to what can be used.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -143,7 +143,7 @@ impl Upstream<'_> {
 
         let credentials = self.credentials(&mut raw, &named)?;
         let Named { name, aliases, url, default } = named;
-        if credentials.is_some() && url.scheme() == "http" && !is_loopback(&url) {
+        if credentials != Credentials::None && url.scheme() == "http" && !is_loopback(&url) {
             warnings.push(format!("{}: the password travels unencrypted, as the url is http", self.table));
         }
         let mirrors = self.field("mirrors", raw.mirrors);
@@ -164,7 +164,7 @@ impl Upstream<'_> {
             connect_timeout: timeout("connect_timeout", raw.connect_timeout, 5 * SECOND)?,
             header_timeout: timeout("header_timeout", raw.header_timeout, 30 * SECOND)?,
             stall_timeout: timeout("stall_timeout", raw.stall_timeout, 30 * SECOND)?,
-            retries: self.field("retries", raw.retries).count(5, 1..=100)?,
+            retries: self.field("retries", raw.retries).count(5, 0..=100)?,
         })
     }
 
@@ -180,11 +180,7 @@ impl Upstream<'_> {
     }
 
     /// At most one source of a password, and a user name with a password that is written or named here.
-    fn credentials(
-        &self,
-        raw: &mut raw::Upstream,
-        named: &Named,
-    ) -> Result<Option<Credentials>, ConfigError> {
+    fn credentials(&self, raw: &mut raw::Upstream, named: &Named) -> Result<Credentials, ConfigError> {
         let username = self.field("username", raw.username.take());
         let password = self.field("password", raw.password.take());
         let file = self.field("password_file", raw.password_file.take());
@@ -195,7 +191,12 @@ impl Upstream<'_> {
                 let problem = "stands beside another user name or password";
                 return Err(docker.bad(path.display(), problem, "give one or the other"));
             }
-            return login(&docker, &path, named).map(Some);
+            credentials::check_docker_config(&path).map_err(|problem| {
+                let host = name::authority(&named.url);
+                let remedy = format!("run e.g. `skopeo login --authfile {} {host}`", path.display());
+                docker.bad(path.display(), problem, remedy)
+            })?;
+            return Ok(Credentials::DockerConfig(path));
         }
         let secret = match (&password.given, file.path()?) {
             (Some(_), Some(path)) => {
@@ -215,7 +216,7 @@ impl Upstream<'_> {
             (None, None) => None,
         };
         match (username.text(), secret) {
-            (None, None) => Ok(None),
+            (None, None) => Ok(Credentials::None),
             (None, Some(_)) => {
                 Err(username.bad_unshown("is missing", "give the user that the password is for"))
             }
@@ -226,25 +227,9 @@ impl Upstream<'_> {
             (Some(user), Some(_)) if user.is_empty() || user.contains(':') => {
                 Err(username.bad(user, "is not a user name", "it has at least one character and no colon"))
             }
-            (Some(username), Some(password)) => Ok(Some(Credentials { username, password })),
+            (Some(username), Some(password)) => Ok(Credentials::Basic { username, password }),
         }
     }
-}
-
-/// What a docker config holds for the upstream, under any of the names that `docker login` may have been given.
-fn login(field: &Field<'_, PathBuf>, path: &Path, named: &Named) -> Result<Credentials, ConfigError> {
-    let authority = name::authority(&named.url);
-    let mut hosts = vec![authority.as_str()];
-    if authority != named.name {
-        hosts.push(&named.name);
-    }
-    if authority == name::DOCKER_HUB_HOST {
-        hosts.extend(name::DOCKER_HUB_ALIASES);
-    }
-    credentials::read_docker_config(path, &hosts).map_err(|problem| {
-        let remedy = format!("run e.g. `skopeo login --authfile {} {authority}`", path.display());
-        field.bad(path.display(), problem, remedy)
-    })
 }
 
 fn certificates(field: &Field<'_, PathBuf>) -> Result<Option<PathBuf>, ConfigError> {

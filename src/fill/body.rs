@@ -6,9 +6,8 @@
 //!
 //! - **A range far ahead of the watermark** is asked of upstream by itself, up to the blob's held-back tail, which comes
 //!   from the file like everybody's. If upstream refuses or breaks, the reader waits for the file after all.
-//! - **A full disk.** A reader of the whole blob goes on from upstream where the file ends, with the fill's hash state, and
-//!   holds back the last bytes until its own hash matches. A range that does not touch the tail is passed through; one
-//!   that does cannot be verified by anybody, and fails.
+//! - **A full disk.** A reader goes on from upstream where the file ends, with the fill's hash state, and holds back the
+//!   blob's last bytes until its own hash matches. A range that does not touch the tail is passed through instead.
 //!
 //! Dropping a reader ends its own upstream request, if it has one, and touches nothing else.
 
@@ -66,33 +65,29 @@ pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<At
     Body::stream(chunks(reader), end.map(|end| end - position))
 }
 
-/// A body for a blob that cannot be kept: verified by this reader itself. `download` is opened; the length, if upstream
-/// announced one, is in its origin.
-///
-/// # Errors
-/// [`UnverifiableTail`]: the part touches the blob's tail and nobody hashes the blob.
-pub fn uncached(digest: Digest, download: Download, spill: &Arc<Spill>, wanted: Wanted) -> Result<Body, UnverifiableTail> {
-    let length = download.origin().length;
-    match wanted {
-        Wanted::Whole => {
-            let way = Way::Spill(SpillReader::new(digest, download, spill, 0));
-            Ok(Body::stream(chunks(Detached { way }), length))
-        }
-        Wanted::Part(range) => {
-            let end = range.start + range.len;
-            if length.is_none_or(|length| end > length.saturating_sub(HELD_BACK)) {
-                return Err(UnverifiableTail);
-            }
-            let way = Way::Through(download);
-            Ok(Body::stream(chunks(Detached { way }), Some(range.len)))
-        }
-    }
+/// A body for a part of a blob that cannot be kept and that does not touch the blob's tail: `download`, `len` bytes of
+/// it, as they come.
+pub fn passed_through(download: Download, len: u64) -> Body {
+    Body::stream(chunks(Detached { way: Way::Through(download) }), Some(len))
 }
 
-/// A range touches the tail of a blob that nobody is hashing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the range touches the end of a blob that cannot be verified: the cache's disk is full")]
-pub struct UnverifiableTail;
+/// A body for a blob that cannot be kept, whole or a part that touches its tail: this reader fetches all that is missing,
+/// and hands out the end when its own hash matches. `download` begins at `spill.written`; `length` is the blob's, which
+/// a part needs.
+pub fn verified_by_itself(
+    digest: Digest,
+    download: Download,
+    spill: &Arc<Spill>,
+    wanted: Wanted,
+    length: Option<u64>,
+) -> Body {
+    let (start, end) = match wanted {
+        Wanted::Whole => (0, length),
+        Wanted::Part(range) => (range.start, Some(range.end())),
+    };
+    let way = Way::Spill(SpillReader::new(digest, download, spill, start, end));
+    Body::stream(chunks(Detached { way }), end.map(|end| end - start))
+}
 
 /// Something that yields a body's chunks.
 trait Chunks {
@@ -157,21 +152,18 @@ impl Reader {
     }
 
     /// The fill ran out of disk: this reader goes on by itself.
-    fn leave(&mut self, spill: &Arc<Spill>) -> Result<(), BodyError> {
+    fn leave(&mut self, spill: &Arc<Spill>) {
         let origin = spill.origin.clone();
-        if self.whole {
-            let download = self.download(spill.written, origin).uncached(DISK_FULL);
-            self.way = Way::Spill(SpillReader::new(self.flight.digest, download, spill, self.position));
-            return Ok(());
-        }
         let tail = origin.length.map_or(0, |length| length.saturating_sub(HELD_BACK));
-        match self.end {
-            Some(end) if end <= tail => {
-                self.way = Way::Through(self.download(self.position, origin).until(end).uncached(DISK_FULL));
-                Ok(())
+        self.way = match self.end {
+            Some(end) if !self.whole && end <= tail => {
+                Way::Through(self.download(self.position, origin).until(end).uncached(DISK_FULL))
             }
-            _ => Err(BodyError::new(UnverifiableTail)),
-        }
+            end => {
+                let download = self.download(spill.written, origin).uncached(DISK_FULL);
+                Way::Spill(SpillReader::new(self.flight.digest, download, spill, self.position, end))
+            }
+        };
     }
 }
 
@@ -199,14 +191,16 @@ impl Chunks for Reader {
             let position = self.position;
             let progress = self.watermark.wait_until(|progress| progress.readable() > position).await;
             match progress {
-                Progress::Failed(FillError::NoSpace(spill)) => self.leave(&spill)?,
+                Progress::Failed(FillError::NoSpace(spill)) => self.leave(&spill),
                 Progress::Failed(error) => return Err(BodyError::new(error)),
                 Progress::Verified { len } if self.end.is_none() => self.end = Some(len),
                 progress => {
                     let readable = progress.readable().min(self.end.unwrap_or(u64::MAX));
                     match self.region(readable) {
                         Some(chunk) => return Ok(Some(chunk)),
-                        None => return Err(BodyError::new("a fill has no file, or is shorter than its range")),
+                        None => {
+                            return Err(BodyError::new("a fill has no file, or is shorter than its range"));
+                        }
                     }
                 }
             }
@@ -229,24 +223,30 @@ impl Chunks for Detached {
     }
 }
 
-/// The whole blob: what the file got, then upstream, the end withheld until this reader's own hash matches.
+/// What the file got, then upstream, the blob's end withheld until this reader's own hash matches.
 struct SpillReader {
     digest: Digest,
     download: Download,
     hasher: Option<Hasher>,
-    /// What is not handed out yet, in order.
+    /// The bytes that are wanted: from here, and to here (`None`: to the blob's end).
+    start: u64,
+    end: Option<u64>,
+    /// What is not handed out yet: contiguous, in order; the first of it stands at `at`.
     queue: VecDeque<Chunk>,
+    at: u64,
     /// Sum of the lengths in `queue`; more than `HELD_BACK` plus one chunk only while it holds regions.
     queued: u64,
     verified: bool,
 }
 
 impl SpillReader {
-    /// Goes on at `position <= spill.written`; `download` begins at `spill.written`.
-    fn new(digest: Digest, download: Download, spill: &Arc<Spill>, position: u64) -> Self {
+    /// Hands out `start..end`; `download` begins at `spill.written`.
+    fn new(digest: Digest, download: Download, spill: &Arc<Spill>, start: u64, end: Option<u64>) -> Self {
+        let at = start.min(spill.written);
         let hasher = Some(spill.hasher.clone());
-        let mut reader = Self { digest, download, hasher, queue: VecDeque::new(), queued: 0, verified: false };
-        let mut position = position;
+        let queue = VecDeque::new();
+        let mut reader = Self { digest, download, hasher, start, end, queue, at, queued: 0, verified: false };
+        let mut position = at;
         if let Some(file) = &spill.file {
             while let Some(region) = region(Arc::clone(file), position, spill.written) {
                 position += region.len as u64;
@@ -261,23 +261,32 @@ impl SpillReader {
         self.queue.push_back(chunk);
     }
 
-    /// The first chunk, if what stays behind it is enough to withhold, or nothing needs to be withheld any more.
-    fn pop(&mut self) -> Option<Chunk> {
+    /// The first chunk, as far as it is wanted, if what stays behind it is enough to withhold or nothing needs to be
+    /// withheld any more. `Some(None)`: nothing of it was wanted.
+    fn pop(&mut self) -> Option<Option<Chunk>> {
         let first = self.queue.front()?.len() as u64;
         if !self.verified && self.queued - first < HELD_BACK {
             return None;
         }
+        let chunk = self.queue.pop_front()?;
+        let at = self.at;
+        self.at += first;
         self.queued -= first;
-        self.queue.pop_front()
+        let from = self.start.saturating_sub(at).min(first);
+        let to = self.end.map_or(first, |end| end.saturating_sub(at).min(first));
+        Some((from < to).then(|| cut(chunk, from, to)))
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
         loop {
-            if let Some(chunk) = self.pop() {
-                return Ok(Some(chunk));
-            }
-            if self.verified {
+            if self.end.is_some_and(|end| self.at >= end) {
                 return Ok(None);
+            }
+            match self.pop() {
+                Some(Some(chunk)) => return Ok(Some(chunk)),
+                Some(None) => continue,
+                None if self.verified => return Ok(None),
+                None => {}
             }
             match self.download.next().await.map_err(BodyError::new)? {
                 Some(bytes) => self.take(bytes),
@@ -302,6 +311,19 @@ impl SpillReader {
             }
             Some(actual) => Err(BodyError::new(FillError::Digest { expected: self.digest, actual })),
             None => Err(BodyError::new(FillError::Abandoned)),
+        }
+    }
+}
+
+/// Bytes `from..to` of a chunk; `from < to <= chunk.len()`.
+fn cut(chunk: Chunk, from: u64, to: u64) -> Chunk {
+    // A chunk's length is a usize, and so is every position in it.
+    let (start, end) =
+        (usize::try_from(from).unwrap_or(usize::MAX), usize::try_from(to).unwrap_or(usize::MAX));
+    match chunk {
+        Chunk::Bytes(bytes) => Chunk::Bytes(bytes.slice(start..end)),
+        Chunk::Region(region) => {
+            Chunk::Region(Region { file: region.file, offset: region.offset + from, len: end - start })
         }
     }
 }

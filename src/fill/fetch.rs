@@ -60,6 +60,8 @@ pub struct Download {
     endpoint: EndpointChoice,
     /// Set once upstream refused a range: from then on everything is asked for.
     whole: bool,
+    /// Whether upstream's headers have once fitted what is known.
+    accepted: bool,
     failures: u32,
     stumbles: u32,
     since_failure: u64,
@@ -80,6 +82,7 @@ impl Download {
             at: from,
             endpoint: EndpointChoice::First,
             whole: false,
+            accepted: false,
             failures: 0,
             stumbles: 0,
             since_failure: 0,
@@ -110,7 +113,8 @@ impl Download {
     /// Asks upstream and waits for its headers.
     ///
     /// # Errors
-    /// What is left after retries: upstream's refusal, or its last failure.
+    /// What is left after retries: upstream's refusal, or its last failure. If the first answer already contradicts what
+    /// was known (another length, no such range), there is no retry: what was known may be wrong.
     pub async fn open(&mut self) -> Result<(), FillError> {
         while self.body.is_none() {
             let last = self.until.map(|until| until.saturating_sub(1));
@@ -186,6 +190,10 @@ impl Download {
             Some(range) => (range.start, range.total),
             None => (0, length),
         };
+        let empty = Digest::of(self.digest.algorithm(), &[]);
+        if total == Some(0) && self.digest != empty {
+            return Err(FillError::Digest { expected: self.digest, actual: empty });
+        }
         if at > self.next || (partial.is_some() && !ranged) {
             return Err(FillError::Misplaced { asked: self.next, sent: at });
         }
@@ -212,6 +220,7 @@ impl Download {
             self.origin.etag = etag;
         }
         self.body = Some(body);
+        self.accepted = true;
         Ok(())
     }
 
@@ -259,8 +268,10 @@ impl Download {
             _ => None,
         };
         let refused = matches!(error, FillError::Upstream(UpstreamError::RangeNotSatisfiable { .. }));
+        let contradicted = !self.accepted && (refused || matches!(error, FillError::Length { .. }));
         let hopeless = self.failures > self.source.retries
             || self.stumbles > STUMBLES_MAX
+            || contradicted
             || asked_to_wait.is_some_and(|wait| wait > RETRY_AFTER_MAX)
             || !(error.is_retryable() || refused);
         if hopeless {

@@ -21,7 +21,7 @@ use super::error::{FillError, Spill, is_no_space};
 use super::fetch::Download;
 use super::flight::{Fills, Flight};
 use crate::oci::Hasher;
-use crate::store::ingest::{self, Claim, Followed, Follower, Ingest};
+use crate::store::ingest::{self, Claim, Followed, Follower, Ingest, Origin};
 use crate::store::{LinkKind, Reservation, Usage, on_store_thread};
 use crate::upstream::UpstreamError;
 use crate::watermark::Writer;
@@ -88,7 +88,7 @@ impl Leader<'_> {
                 },
                 Err(error) if is_no_space(&error) => {
                     let hasher = Hasher::new(digest.algorithm());
-                    let origin = ingest::Origin { length: self.length, etag: None };
+                    let origin = Origin { length: self.length, etag: None };
                     return Err(self.no_space(Spill { file: None, written: 0, hasher, origin }));
                 }
                 Err(error) => return Err(FillError::disk("begin the fill", error)),
@@ -118,36 +118,55 @@ impl Leader<'_> {
         let _turn = self.fills.turns.acquire().await.map_err(|_| FillError::Abandoned)?;
         let mut origin = ingest.origin().clone();
         origin.length = origin.length.or(self.length);
-        let resumed = ingest.written();
+        let mut resumed = ingest.written();
         if resumed > 0 {
             tracing::info!(digest = %flight.digest, offset = resumed, "resuming an interrupted fill");
         }
         let whole = origin.length == Some(resumed);
-        let mut download =
-            Download::new(flight.source.clone(), flight.digest, resumed, origin, Arc::clone(&flight.received));
-        if whole {
-            self.ask_permission().await?;
-        } else if let Err(error) = download.open().await {
-            if resumed == 0 || contradicts(&error) {
-                discard(ingest).await;
+        let mut download = Download::new(
+            flight.source.clone(),
+            flight.digest,
+            resumed,
+            origin,
+            Arc::clone(&flight.received),
+        );
+        let opened = if whole { self.ask_permission().await } else { download.open().await };
+        match opened {
+            Ok(()) => {}
+            Err(error) if contradicts(&error) => {
+                // No reader has seen anything of it yet: what was noted of upstream goes, and the fill begins anew.
+                tracing::info!(digest = %flight.digest, %error, "what is known of the blob does not hold any more: beginning anew");
+                ingest = restarted(ingest).await?;
+                resumed = 0;
+                let origin = Origin::default();
+                download = Download::new(
+                    flight.source.clone(),
+                    flight.digest,
+                    0,
+                    origin,
+                    Arc::clone(&flight.received),
+                );
+                if let Err(error) = download.open().await {
+                    discard(ingest).await;
+                    return Err(error);
+                }
             }
-            return Err(error);
+            Err(error) => {
+                if resumed == 0 {
+                    discard(ingest).await;
+                }
+                return Err(error);
+            }
         }
         let length = download.origin().length;
         let noted = download.origin().clone();
         self.link().await;
-        let (returned, noted) = on_store_thread(move || {
-            let noted = ingest.set_origin(noted);
-            Ok((ingest, noted))
+        ingest = on_store_thread(move || {
+            ingest.set_origin(noted);
+            Ok(ingest)
         })
         .await
         .map_err(|error| FillError::disk("note the fill's source", error))?;
-        ingest = returned;
-        if let Err(error) = noted
-            && !is_no_space(&error)
-        {
-            return Err(FillError::disk("note the fill's source", error));
-        }
         let _space = self.reserve(length);
         let _ = flight.file.set(ingest.file());
         self.writer.advance(resumed, length);
@@ -308,7 +327,8 @@ impl Leader<'_> {
 
     /// Upstream lets this repository have it: from now on the cache does too.
     async fn link(&self) {
-        let linked = self.fills.store.link(&self.flight.repository, LinkKind::Layer, &self.flight.digest).await;
+        let linked =
+            self.fills.store.link(&self.flight.repository, LinkKind::Layer, &self.flight.digest).await;
         if let Err(error) = linked {
             tracing::warn!(digest = %self.flight.digest, repository = %self.flight.repository, %error, "cannot link the blob: it will be asked for again");
         }
@@ -322,9 +342,12 @@ impl Leader<'_> {
         if ingest.written() == 0 || contradicts(error) {
             return discard(ingest).await;
         }
-        let saved = on_store_thread(move || ingest.save_state()).await;
-        if let Err(error) = saved {
-            tracing::debug!(digest = %self.flight.digest, %error, "no state for the interrupted fill: it will be hashed again");
+        let saving = on_store_thread(move || {
+            ingest.save_state();
+            Ok(())
+        });
+        if let Err(error) = saving.await {
+            tracing::warn!(digest = %self.flight.digest, %error, "an interrupted fill could not be put aside");
         }
     }
 
@@ -363,6 +386,11 @@ fn contradicts(error: &FillError) -> bool {
             | FillError::Misplaced { .. }
             | FillError::Upstream(UpstreamError::RangeNotSatisfiable { .. })
     )
+}
+
+async fn restarted(mut ingest: Box<Ingest>) -> Result<Box<Ingest>, FillError> {
+    let restarting = on_store_thread(move || ingest.restart().map(|()| ingest));
+    restarting.await.map_err(|error| FillError::disk("begin the fill anew", error))
 }
 
 async fn discard(ingest: Box<Ingest>) {

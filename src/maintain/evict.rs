@@ -58,7 +58,8 @@ pub async fn run(fills: Arc<Fills>, options: EvictionOptions, metrics: Metrics) 
     let mut full_scan = true;
     loop {
         let (fills, metrics) = (Arc::clone(&fills), metrics.clone());
-        let round = store.blocking(move |store| Round { store, fills: &fills, options, metrics: &metrics }.run(full_scan));
+        let round = store
+            .blocking(move |store| Round { store, fills: &fills, options, metrics: &metrics }.run(full_scan));
         if let Err(error) = round.await {
             tracing::error!(%error, "eviction failed: the cache may outgrow its bounds");
         }

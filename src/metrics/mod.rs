@@ -11,6 +11,7 @@ mod resolved;
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -53,7 +54,7 @@ struct Families {
     uncached: Family<ReasonLabels, Counter>,
     stale_served: Counter,
     heads_refused: Family<ReasonLabels, Counter>,
-    unmatched_regions: Gauge,
+    unmatched_regions: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -131,7 +132,7 @@ impl Metrics {
         self.0.fills_in_flight.inc();
     }
 
-    /// A fill that had begun ended, and how: `ok` (verified and published) or `failed`.
+    /// A fill that had begun ended, and how: `verified` (and published) or `failed`.
     pub fn fill_ended(&self, outcome: &'static str) {
         self.0.fills_in_flight.dec();
         self.0.fills.get_or_create(&OutcomeLabels { outcome }).inc();
@@ -157,9 +158,9 @@ impl Metrics {
         self.0.upstream_seconds.get_or_create(&labels).observe(seconds);
     }
 
-    /// This many connections of clients are open.
-    pub fn set_connections_open(&self, open: usize) {
-        self.0.connections_open.set(i64::try_from(open).unwrap_or(i64::MAX));
+    /// So many clients are connected now.
+    pub fn set_connections_open(&self, connections: usize) {
+        self.0.connections_open.set(i64::try_from(connections).unwrap_or(i64::MAX));
     }
 
     /// The blobs of a tree (`local`, `cache`) have this many bytes.
@@ -188,10 +189,9 @@ impl Metrics {
         self.0.heads_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// The transport has met this many slices that belong to no region, since the start. Each is a bug, and cost its
-    /// connection.
+    /// So often since the process started the transport met a slice that belongs to no region: each time a bug.
     pub fn set_unmatched_regions(&self, count: u64) {
-        self.0.unmatched_regions.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.0.unmatched_regions.inner().store(count, Ordering::Relaxed);
     }
 
     /// Everything as text, of type [`CONTENT_TYPE`]. Reads a few files of `/proc`, which takes microseconds.
@@ -233,7 +233,7 @@ impl Families {
             uncached: Family::default(),
             stale_served: Counter::default(),
             heads_refused: Family::default(),
-            unmatched_regions: Gauge::default(),
+            unmatched_regions: Counter::default(),
         };
         let own = registry.sub_registry_with_prefix("spliceway");
         own.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -346,16 +346,17 @@ mod tests {
         metrics.fetched("docker.io", 7);
         metrics.fill_started();
         metrics.fill_started();
-        metrics.fill_ended("ok");
+        metrics.fill_ended("verified");
         metrics.fill_failed("digest");
         metrics.upstream_request("docker.io", "blob", "ok", 0.3);
+        metrics.set_connections_open(2);
         metrics.set_connections_open(1);
         metrics.stored_bytes("cache", 1 << 40);
         metrics.evicted(100, 2);
         metrics.uncached_bytes("disk_full", 9);
         metrics.stale_served();
         metrics.head_refused("host");
-        metrics.set_unmatched_regions(1);
+        metrics.set_unmatched_regions(3);
 
         let text = metrics.encode();
         for (series, expected) in [
@@ -364,7 +365,7 @@ mod tests {
             (r#"spliceway_served_bytes_total{cache="hit"}"#, 5_368_709_120.0),
             (r#"spliceway_fetched_bytes_total{upstream="docker.io"}"#, 7.0),
             ("spliceway_fills_in_flight", 1.0),
-            (r#"spliceway_fills_total{outcome="ok"}"#, 1.0),
+            (r#"spliceway_fills_total{outcome="verified"}"#, 1.0),
             (r#"spliceway_fill_failures_total{reason="digest"}"#, 1.0),
             (r#"spliceway_upstream_requests_total{upstream="docker.io",operation="blob",outcome="ok"}"#, 1.0),
             (r#"spliceway_upstream_seconds_bucket{le="0.25",upstream="docker.io",operation="blob"}"#, 0.0),
@@ -376,12 +377,17 @@ mod tests {
             (r#"spliceway_uncached_bytes_total{reason="disk_full"}"#, 9.0),
             ("spliceway_stale_served_total", 1.0),
             (r#"spliceway_heads_refused_total{reason="host"}"#, 1.0),
-            ("spliceway_unmatched_regions", 1.0),
+            ("spliceway_unmatched_regions_total", 3.0),
             (concat!(r#"spliceway_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
         ] {
             assert!((value(&text, series) - expected).abs() < f64::EPSILON, "{series} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        for family in families {
+            let readme = include_str!("../../README.md");
+            assert!(readme.contains(&format!("`{family}")), "{family} is not in the README");
+        }
     }
 
     #[test]

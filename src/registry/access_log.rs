@@ -9,6 +9,9 @@ use http::{Method, StatusCode};
 
 use crate::metrics::Metrics;
 
+/// The route, in metrics, of a request whose head was refused.
+const REFUSED: &str = "refused";
+
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheState {
@@ -73,7 +76,7 @@ impl Record {
     /// The head was refused: there is no method and no path to speak of.
     pub(super) fn refused(&mut self) {
         "-".clone_into(&mut self.path);
-        self.route = "refused";
+        self.route = REFUSED;
     }
 
     /// A manifest of `len` bytes was fetched: for this request, or it joined another one's question.
@@ -93,7 +96,7 @@ impl Record {
         let duration_ms = self.received_at.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(
             target: "access",
-            method = self.method.as_str(),
+            method = if self.route == REFUSED { "-" } else { self.method.as_str() },
             path = self.path.as_str(),
             status = status.as_u16(),
             bytes,

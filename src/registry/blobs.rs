@@ -16,13 +16,13 @@ use super::handler::Worker;
 use super::namespace::{Registry, Remote, Target};
 use super::respond::ApiError;
 use crate::body::Body;
-use crate::fill::body::{DISK_FULL, UnverifiableTail, Wanted, growing, uncached};
+use crate::fill::body::{DISK_FULL, Wanted, growing, passed_through, verified_by_itself};
 use crate::fill::fetch::Download;
 use crate::fill::{FillError, Flight, Role, Spill};
 use crate::oci::{Digest, media_type};
 use crate::store::{Blob, LinkKind};
 use crate::upstream::UpstreamError;
-use crate::watermark::Progress;
+use crate::watermark::{HELD_BACK, Progress};
 
 /// A fill of another repository that is refused upstream is taken over by this one; bounded, as every loop.
 const FLIGHTS_MAX: usize = 4;
@@ -95,7 +95,7 @@ impl Registry {
                 Progress::Failed(FillError::Upstream(error))
                     if flight.repository != remote.stored && is_refusal(&error) => {}
                 Progress::Failed(error) => return Err(ApiError::fill(&error, digest)),
-                _ => return self.send_growing(head, &flight, record).await,
+                _ => return self.send_growing(head, remote, &flight, record).await,
             }
         }
         Err(ApiError::blob_unknown(digest))
@@ -109,27 +109,32 @@ impl Registry {
     async fn send_growing(
         &self,
         head: &request::Parts,
+        remote: &Remote,
         flight: &Arc<Flight>,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
         let mut progress = flight.progress();
-        if head.version < Version::HTTP_11 && progress.length().is_none() {
+        let nothing_before_the_verdict = match progress.length() {
+            // A reader would only wait; and an empty body has no byte that could be held back.
+            Some(length) => length <= HELD_BACK,
             // The end of the connection would be the only end: it must not be mistaken for one before the verdict.
+            None => head.version < Version::HTTP_11,
+        };
+        if nothing_before_the_verdict {
             progress = flight.ended().await;
         }
         if let Progress::Failed(error) = &progress {
-            return Err(ApiError::fill(error, &flight.digest));
+            return match error {
+                FillError::NoSpace(spill) => {
+                    self.send_uncached(head, remote, &flight.digest, spill, record).await
+                }
+                error => Err(ApiError::fill(error, &flight.digest)),
+            };
         }
         let content = self.blob_content(&flight.digest, progress.length());
         let own = Arc::new(AtomicU64::new(0));
         record.also_received = Some(Arc::clone(&own));
-        deliver(head, &content, |part| {
-            let wanted = match part {
-                Part::Whole => Wanted::Whole,
-                Part::Range(range) => Wanted::Part(range),
-            };
-            Ok(growing(flight, wanted, self.options.far_range, &own))
-        })
+        deliver(head, &content, |part| Ok(growing(flight, wanted(part), self.options.far_range, &own)))
     }
 
     /// The disk is full: this reader is served straight from upstream.
@@ -146,30 +151,26 @@ impl Registry {
         record.also_received = Some(Arc::clone(&own));
         let source = remote.source(&self.metrics);
         let origin = spill.origin.clone();
-        let mut opened =
-            Download::new(source.clone(), *digest, spill.written, origin, Arc::clone(&own)).uncached(DISK_FULL);
+        let mut opened = Download::new(source.clone(), *digest, spill.written, origin, Arc::clone(&own))
+            .uncached(DISK_FULL);
         opened.open().await.map_err(|error| ApiError::fill(&error, digest))?;
         let origin = opened.origin().clone();
         let mut opened = Some(opened);
         let content = self.blob_content(digest, origin.length);
         deliver(head, &content, |part| {
-            let wanted = match part {
-                Part::Whole => Wanted::Whole,
-                Part::Range(range) => Wanted::Part(range),
+            let download = |from| {
+                Download::new(source.clone(), *digest, from, origin.clone(), Arc::clone(&own))
+                    .uncached(DISK_FULL)
             };
-            let download = match wanted {
-                Wanted::Part(range) => {
-                    Download::new(source.clone(), *digest, range.start, origin.clone(), Arc::clone(&own))
-                        .uncached(DISK_FULL)
-                        .until(range.end())
+            Ok(match (part, origin.length) {
+                (Part::Range(range), Some(length)) if range.end() <= length.saturating_sub(HELD_BACK) => {
+                    passed_through(download(range.start).until(range.end()), range.len)
                 }
-                Wanted::Whole => opened.take().unwrap_or_else(|| {
-                    let own = Arc::clone(&own);
-                    Download::new(source.clone(), *digest, spill.written, origin.clone(), own).uncached(DISK_FULL)
-                }),
-            };
-            uncached(*digest, download, spill, wanted)
-                .map_err(|error: UnverifiableTail| ApiError::unverifiable(error))
+                (part, length) => {
+                    let download = opened.take().unwrap_or_else(|| download(spill.written));
+                    verified_by_itself(*digest, download, spill, wanted(part), length)
+                }
+            })
         })
     }
 
@@ -207,6 +208,13 @@ impl Registry {
     fn blob_content<'a>(&self, digest: &'a Digest, len: Option<u64>) -> Content<'a> {
         let media_type = HeaderValue::from_static(media_type::OCTET_STREAM);
         Content { digest, media_type, len, ranges_max: self.options.ranges_max, immutable: true }
+    }
+}
+
+fn wanted(part: Part) -> Wanted {
+    match part {
+        Part::Whole => Wanted::Whole,
+        Part::Range(range) => Wanted::Part(range),
     }
 }
 

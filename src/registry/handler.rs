@@ -34,7 +34,8 @@ impl Site {
         if self.hosts.is_empty() {
             return &self.default;
         }
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+        let host =
+            headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
         let name = without_port(&host);
         let selected = self.hosts.iter().find(|(selector, _)| *selector == host || selector == name);
         selected.map_or(&self.default, |(_, registry)| registry)
@@ -114,7 +115,9 @@ impl Handler {
         let target = |name| registry.target(name, query.namespace.as_deref());
         match &route {
             Route::Base => Ok(base(head)),
-            Route::Blob(name, digest) => registry.blob(&self.worker, head, &target(name)?, digest, record).await,
+            Route::Blob(name, digest) => {
+                registry.blob(&self.worker, head, &target(name)?, digest, record).await
+            }
             Route::Manifest(name, reference) => {
                 registry.manifest(&self.worker, head, &target(name)?, reference, record).await
             }
@@ -152,7 +155,8 @@ fn empty(status: StatusCode) -> Response<Body> {
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
-    let sized = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|&byte| byte != b'0'));
+    let sized =
+        headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|&byte| byte != b'0'));
     sized || headers.contains_key(TRANSFER_ENCODING)
 }
 

@@ -201,11 +201,15 @@ impl Registry {
             Found::Stored(blob) => self.parsed(worker, blob).await,
             Found::Fetched(fetched) => parse(fetched).map(Arc::new),
         };
-        let Some(manifest) = manifest.filter(|manifest| manifest.media_type == media_type::DOCKER_LIST) else {
+        let Some(manifest) = manifest.filter(|manifest| manifest.media_type == media_type::DOCKER_LIST)
+        else {
             return Ok(found);
         };
         let is_default = |child: &&Descriptor| {
-            child.platform.as_ref().is_some_and(|platform| platform.os == "linux" && platform.architecture == "amd64")
+            child
+                .platform
+                .as_ref()
+                .is_some_and(|platform| platform.os == "linux" && platform.architecture == "amd64")
         };
         match manifest.manifests.iter().find(is_default) {
             Some(child) => self.manifest_by_digest(worker, target, &child.digest, record).await,
@@ -236,9 +240,12 @@ impl Registry {
         link: Option<TagLink>,
     ) -> (TagAnswer, bool) {
         let key = (remote.stored.clone(), tag.clone());
-        let (registry, asked, tag, files) = (Arc::clone(self), remote.clone(), tag.clone(), worker.files.clone());
-        let (answer, joined) =
-            self.tags_asked.answer(key, || async move { registry.resolve(&files, &asked, &tag, link).await }).await;
+        let (registry, asked, tag, files) =
+            (Arc::clone(self), remote.clone(), tag.clone(), worker.files.clone());
+        let (answer, joined) = self
+            .tags_asked
+            .answer(key, || async move { registry.resolve(&files, &asked, &tag, link).await })
+            .await;
         (answer.unwrap_or_else(|| Err(gave_up(remote))), joined)
     }
 
@@ -304,6 +311,11 @@ impl Registry {
     ) -> Result<Arc<FetchedManifest>, UpstreamError> {
         let fetched = remote.via.upstream.manifest(&remote.name, reference).await?;
         self.metrics.fetched(remote.via.upstream.name(), fetched.bytes.len() as u64);
+        // A signed schema 1 manifest is named by its payload, not by its bytes: it has no place among files that are
+        // named by theirs, and is fetched each time.
+        if Digest::of(fetched.digest.algorithm(), &fetched.bytes) != fetched.digest {
+            return Ok(Arc::new(fetched));
+        }
         let kept = self.cache.put_manifest(&remote.stored, &fetched.digest, fetched.bytes.clone()).await;
         if let Err(error) = kept {
             // It is verified and in memory: the client gets it all the same.
@@ -320,7 +332,8 @@ impl Registry {
             return self.holds_blobs(worker, remote, &manifest).await;
         }
         for child in &manifest.manifests {
-            let found = self.cache.find(&worker.files, &remote.stored, LinkKind::Manifest, &child.digest).await;
+            let found =
+                self.cache.find(&worker.files, &remote.stored, LinkKind::Manifest, &child.digest).await;
             if let Ok(Some(child)) = found
                 && let Some(child) = self.parsed(worker, &child).await
                 && self.holds_blobs(worker, remote, &child).await

@@ -28,4 +28,4 @@ pub use access_log::CacheState;
 pub use handler::{Handler, Site};
 pub use namespace::{Registry, RegistryOptions, RegistryUpstream};
 pub use respond::ApiError;
-pub use route::{fuzz_entry as fuzz_route, Route};
+pub use route::{Route, fuzz_entry as fuzz_route};

@@ -70,7 +70,8 @@ pub struct Registry {
     pub(super) options: RegistryOptions,
     pub(super) metrics: Metrics,
     upstreams: Vec<Arc<RegistryUpstream>>,
-    pub(super) manifests_asked: Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
+    pub(super) manifests_asked:
+        Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
     pub(super) tags_asked: Coalesce<(StoredRepository, Tag), TagAnswer>,
     pub(super) lists_asked: Coalesce<StoredRepository, Result<TagList, UpstreamError>>,
     negatives: Mutex<LruCache<(StoredRepository, Reference), Instant>>,

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -164,8 +166,11 @@ impl ApiError {
     }
 
     pub(super) fn method_not_allowed(method: &http::Method) -> Self {
-        Self::new(ErrorCode::Unsupported, format_args!("method {:?} is not supported here", shortened(method.as_str())))
-            .header(ALLOW, PULL_METHODS)
+        Self::new(
+            ErrorCode::Unsupported,
+            format_args!("method {:?} is not supported here", shortened(method.as_str())),
+        )
+        .header(ALLOW, PULL_METHODS)
     }
 
     pub(super) fn unexpected_body() -> Self {
@@ -205,18 +210,17 @@ impl ApiError {
     }
 
     pub(super) fn manifest_unknown(reference: &Reference) -> Self {
-        Self::new(ErrorCode::ManifestUnknown, format_args!("manifest {reference} is not known to this repository"))
-            .detail(json!({ "reference": reference.to_string() }))
+        Self::new(
+            ErrorCode::ManifestUnknown,
+            format_args!("manifest {reference} is not known to this repository"),
+        )
+        .detail(json!({ "reference": reference.to_string() }))
     }
 
     // What we, or those behind us, cannot do.
 
     pub(super) fn internal() -> Self {
         Self::new(ErrorCode::Unknown, "the registry failed; its log says how")
-    }
-
-    pub(super) fn unverifiable(what: impl fmt::Display) -> Self {
-        Self::new(ErrorCode::Unavailable, what)
     }
 
     /// What an upstream's failure means to a client. `absent` is the answer if upstream does not have it.
@@ -237,10 +241,12 @@ impl ApiError {
                     .status_is(StatusCode::BAD_GATEWAY)
             }
             UpstreamError::Timeout { .. } => {
-                Self::new(ErrorCode::Unavailable, "upstream does not answer in time").status_is(StatusCode::GATEWAY_TIMEOUT)
+                Self::new(ErrorCode::Unavailable, "upstream does not answer in time")
+                    .status_is(StatusCode::GATEWAY_TIMEOUT)
             }
             UpstreamError::Connect { .. } | UpstreamError::Broken { .. } => {
-                Self::new(ErrorCode::Unavailable, "upstream cannot be reached").status_is(StatusCode::BAD_GATEWAY)
+                Self::new(ErrorCode::Unavailable, "upstream cannot be reached")
+                    .status_is(StatusCode::BAD_GATEWAY)
             }
             _ => Self::new(ErrorCode::Unavailable, "upstream sends what makes no sense")
                 .status_is(StatusCode::BAD_GATEWAY),
@@ -255,7 +261,10 @@ impl ApiError {
             FillError::NoSpace(_) | FillError::OwnerGaveUp | FillError::Abandoned => {
                 Self::new(ErrorCode::Unavailable, "the blob cannot be fetched now")
             }
-            FillError::Length { .. } | FillError::Short { .. } | FillError::Misplaced { .. } | FillError::Digest { .. } => {
+            FillError::Length { .. }
+            | FillError::Short { .. }
+            | FillError::Misplaced { .. }
+            | FillError::Digest { .. } => {
                 Self::new(ErrorCode::Unavailable, "upstream sends something else than the blob")
                     .status_is(StatusCode::BAD_GATEWAY)
             }

@@ -89,7 +89,10 @@ impl Query {
         let mut parsed = Self::default();
         let Some(query) = query else { return Ok(parsed) };
         if query.len() > QUERY_MAX {
-            return Err(ApiError::query_invalid(&query[..64.min(query.len())], "it is longer than 4096 bytes"));
+            return Err(ApiError::query_invalid(
+                &query[..64.min(query.len())],
+                "it is longer than 4096 bytes",
+            ));
         }
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*key {
@@ -151,7 +154,10 @@ mod tests {
             (&format!("/v2/a/blobs/sha256%3A{HEX}"), Route::Blob(name("a"), digest)),
             (&format!("/v2/a/blobs/sha256%3a{HEX}"), Route::Blob(name("a"), digest)),
             ("/v2/a/manifests/v1.0", Route::Manifest(name("a"), "v1.0".parse().expect("valid"))),
-            ("/v2/a/manifests/manifests/x", Route::Manifest(name("a/manifests"), "x".parse().expect("valid"))),
+            (
+                "/v2/a/manifests/manifests/x",
+                Route::Manifest(name("a/manifests"), "x".parse().expect("valid")),
+            ),
             ("/v2/blobs/manifests/x", Route::Manifest(name("blobs"), "x".parse().expect("valid"))),
             ("/v2/a/tags/list", Route::Tags(name("a"))),
             ("/v2/tags/list/tags/list", Route::Tags(name("tags/list"))),
@@ -189,7 +195,11 @@ mod tests {
         assert_eq!(query.namespace.as_deref(), Some("docker.io"));
         for bad in ["n=-1", "n=x", "n=", "n=99999999999999999999999"] {
             let error = Query::parse(Some(bad)).expect_err(bad);
-            assert_eq!((error.status().as_u16(), error.code().as_str()), (400, "PAGINATION_NUMBER_INVALID"), "{bad}");
+            assert_eq!(
+                (error.status().as_u16(), error.code().as_str()),
+                (400, "PAGINATION_NUMBER_INVALID"),
+                "{bad}"
+            );
         }
     }
 }

@@ -44,10 +44,12 @@ impl Registry {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         if !is_last && let (Some(count), Some(last)) = (query.count, page.last()) {
             let escaped = |text: &str| utf8_percent_encode(text, QUERY_VALUE).to_string();
-            let namespace = query.namespace.as_deref().map(|ns| format!("&ns={}", escaped(ns))).unwrap_or_default();
+            let namespace =
+                query.namespace.as_deref().map(|ns| format!("&ns={}", escaped(ns))).unwrap_or_default();
             let link = format!(
                 "</v2/{}/tags/list?last={}&n={count}{namespace}>; rel=\"next\"",
-                target.name, escaped(last)
+                target.name,
+                escaped(last)
             );
             if let Ok(link) = HeaderValue::try_from(link) {
                 headers.insert(LINK, link);
@@ -68,7 +70,11 @@ impl Registry {
             tags.extend(held.into_iter().flatten());
         }
         let Some(remote) = &target.remote else {
-            return if known { Ok(tags.into_iter().collect()) } else { Err(ApiError::name_unknown(&target.name)) };
+            return if known {
+                Ok(tags.into_iter().collect())
+            } else {
+                Err(ApiError::name_unknown(&target.name))
+            };
         };
         match self.upstream_tags(remote, record).await {
             Ok(list) => tags.extend(list.iter().cloned()),
@@ -126,8 +132,10 @@ mod tests {
 
     #[test]
     fn pages_go_on_after_the_last_entry_whether_it_exists_or_not() {
-        let tags: Vec<Tag> = ["a", "b", "c", "d"].into_iter().map(|tag| tag.parse().expect("valid")).collect();
-        let query = |count, last: Option<&str>| Query { count, last: last.map(str::to_owned), namespace: None };
+        let tags: Vec<Tag> =
+            ["a", "b", "c", "d"].into_iter().map(|tag| tag.parse().expect("valid")).collect();
+        let query =
+            |count, last: Option<&str>| Query { count, last: last.map(str::to_owned), namespace: None };
         let cases = [
             (query(None, None), vec!["a", "b", "c", "d"], true),
             (query(Some(2), None), vec!["a", "b"], false),

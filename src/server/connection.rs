@@ -61,8 +61,11 @@ impl<S: Service> Shop<S> {
             builder.max_headers(limits.fields);
         }
         let (shop, service_shared) = (Rc::clone(&self), Rc::clone(&shared));
-        let service =
-            service_fn(move |request| Rc::clone(&shop).respond(Rc::clone(&service_shared), peer, request));
+        let service_control = Rc::clone(&control);
+        let service = service_fn(move |request| {
+            let (shared, control) = (Rc::clone(&service_shared), Rc::clone(&service_control));
+            Rc::clone(&shop).respond(shared, control, peer, request)
+        });
         let mut connection = pin!(builder.serve_connection(transport, service));
         let mut driver = Driver {
             shared,
@@ -104,6 +107,7 @@ impl<S: Service> Shop<S> {
     fn respond(
         self: Rc<Self>,
         shared: Rc<Shared>,
+        control: Rc<Control>,
         peer: SocketAddr,
         request: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<S> {
@@ -140,6 +144,9 @@ impl<S: Service> Shop<S> {
                     }
                 }
             };
+            if control.is_draining() {
+                parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             let outgoing = Outgoing::new(body, shared, &self.files, received, on_end);
             Ok(Response::from_parts(parts, outgoing))
         }
@@ -155,7 +162,7 @@ fn adopt_authority(head: &mut request::Parts) {
     let path_and_query = match head.uri.path_and_query() {
         // `http://host?query` has an empty path, which means `/`.
         Some(target) if target.as_str().starts_with('/') => target.clone(),
-        Some(target) => format!("/{target}").parse().unwrap_or_else(|_| root()),
+        Some(target) => format!("/{}", target.as_str()).parse().unwrap_or_else(|_| root()),
         None => root(),
     };
     head.uri = Uri::from(path_and_query);

@@ -278,3 +278,153 @@ fn hex_value(digit: u8) -> u8 {
         _ => digit - b'A' + 10,
     }
 }
+
+/// What fuzzing calls with anything at all: the same bytes, whole and one by one, must be taken the same way. Panics if
+/// they are not.
+#[doc(hidden)]
+pub fn fuzz_entry(data: &[u8]) {
+    let limits = Limits { bytes: 512, fields: 8 };
+    assert_eq!(trace(data, &[], limits), trace(data, &(1..data.len()).collect::<Vec<_>>(), limits));
+}
+
+/// A step and where it ended, adjacent pieces of one body taken together.
+type Trace = Vec<(usize, Step)>;
+
+/// Follows `data`, of which at first only what lies before the first of `cuts` is there, then before the next, and so on.
+fn trace(data: &[u8], cuts: &[usize], limits: Limits) -> Trace {
+    let mut framing = Framing::new(limits);
+    let mut steps: Trace = Vec::new();
+    let mut taken = 0;
+    for there in cuts.iter().copied().chain([data.len()]) {
+        loop {
+            let step = framing.step(&data[taken..there]);
+            match step {
+                Step::More => break,
+                Step::Skip(len) | Step::Head(len, _) | Step::Body(len) => taken += len,
+                Step::Refused(_) | Step::Malformed(_) => {
+                    steps.push((taken, step));
+                    return steps;
+                }
+            }
+            match (steps.last_mut(), &step) {
+                (Some((end, Step::Body(_))), Step::Body(_)) => *end = taken,
+                (_, Step::Body(_)) => steps.push((taken, Step::Body(0))),
+                _ => steps.push((taken, step)),
+            }
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { bytes: 512, fields: 8 };
+
+    /// Pieces that requests, and what is nearly a request, are made of.
+    const PIECES: &[&[u8]] = &[
+        b"GET ",
+        b"POST ",
+        b"CONNECT a:1",
+        b"/",
+        b"/a?b",
+        b"*",
+        b"http://a/",
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0\r\n",
+        b" HTTP/2.0\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\n",
+        b"Host: a\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: ",
+        b"5, 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: ",
+        b"Upgrade: h2c\r\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\r",
+        b"\n",
+        b"\n\n",
+        b" ",
+        b"\t",
+        b":",
+        b";",
+        b"0\r\n\r\n",
+        b"0\r\n",
+        b"5\r\nhello\r\n",
+        b"5;a=b\r\nhello\r\n",
+        b"FFFFFFFFFFFFFFFF\r\n",
+        b"hello",
+        b"X: y\r\n",
+        b"\x16\x03",
+        b"\xff",
+        b"\0",
+    ];
+
+    fn soup() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            8 => prop::sample::select(PIECES).prop_map(<[u8]>::to_vec),
+            1 => prop::collection::vec(any::<u8>(), 0..4),
+        ];
+        prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn steps_do_not_depend_on_how_the_bytes_were_cut(data in soup(), seed in any::<u64>()) {
+            let whole = trace(&data, &[], LIMITS);
+            let each = trace(&data, &(1..data.len()).collect::<Vec<_>>(), LIMITS);
+            prop_assert_eq!(&whole, &each);
+            let some: Vec<usize> = (1..data.len()).filter(|at| seed >> (at % 64) & 1 == 1).collect();
+            prop_assert_eq!(&whole, &trace(&data, &some, LIMITS));
+        }
+
+        #[test]
+        fn a_step_never_takes_more_than_there_is(data in soup()) {
+            let mut framing = Framing::new(LIMITS);
+            let mut rest = &data[..];
+            while let Step::Skip(len) | Step::Head(len, _) | Step::Body(len) = framing.step(rest) {
+                prop_assert!((1..=rest.len()).contains(&len));
+                rest = &rest[len..];
+            }
+        }
+    }
+
+    #[test]
+    fn requests_are_told_apart() {
+        let data = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n\
+                     POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
+                     POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+                     5\r\nhello\r\nA;x=\"y\"\r\n0123456789\r\n0\r\nX: y\r\n\r\n\
+                     PUT /\x01 HTTP/1.1\r\nHost: a\r\n\r\n";
+        let steps = trace(data, &[], LIMITS);
+        let kinds: Vec<&str> = steps
+            .iter()
+            .map(|(_, step)| match step {
+                Step::Skip(_) => "skip",
+                Step::Head(..) => "head",
+                Step::Body(_) => "body",
+                Step::Refused(_) => "refused",
+                Step::Malformed(_) | Step::More => "broken",
+            })
+            .collect();
+        assert_eq!(kinds, ["skip", "head", "head", "body", "head", "body", "refused"]);
+        let refused_at = data.windows(4).position(|window| window == b"PUT ").unwrap();
+        assert_eq!(steps.last().map(|(at, _)| *at), Some(refused_at));
+    }
+
+    #[test]
+    fn nothing_is_taken_behind_a_refusal() {
+        let mut framing = Framing::new(LIMITS);
+        assert!(matches!(framing.step(b"GET / HTTP/1.1\r\n\r\n"), Step::Refused(_)));
+        assert!(framing.is_lost());
+        assert_eq!(framing.step(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Step::More);
+    }
+}

@@ -64,7 +64,7 @@ pub fn scan(data: &[u8], scanned: usize, limits: Limits) -> Scan {
     if let Some(first) = window.first()
         && !is_token_byte(*first)
     {
-        let reason = format!("a request begins with a method, not with \"{}\"", quote(window));
+        let reason = format!("a request begins with a method, not with \"{}\"", quote(&[*first]));
         return Scan::Refused(HeadError::new(Refusal::RequestLine, reason));
     }
     let mut from = scanned.min(window.len());
@@ -299,4 +299,64 @@ fn quote(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
     let ellipsis = if shown.len() < bytes.len() { "…" } else { "" };
     format!("{}{ellipsis}", shown.escape_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { bytes: 100, fields: 3 };
+
+    #[test]
+    fn a_head_ends_at_its_empty_line() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for len in 0..head.len() {
+            assert_eq!(scan(&head[..len], 0, LIMITS), Scan::Partial { scanned: len });
+            assert_eq!(scan(head, len, LIMITS), Scan::Complete { len: head.len() }, "scanned {len}");
+        }
+        let more = [&head[..], b"GET /"].concat();
+        assert_eq!(scan(&more, 0, LIMITS), Scan::Complete { len: head.len() });
+    }
+
+    #[test]
+    fn a_head_as_long_as_the_limit_is_not_too_long() {
+        let limits = |bytes| Limits { bytes, fields: 3 };
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(scan(head, 0, limits(head.len())), Scan::Complete { len: head.len() });
+        let Scan::Refused(error) = scan(head, 0, limits(head.len() - 1)) else { panic!("taken") };
+        assert_eq!(error.refusal, Refusal::TooLarge);
+    }
+
+    #[test]
+    fn the_body_is_what_the_fields_say() {
+        let body = |fields: &str| {
+            let head = format!("PUT / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            check(head.as_bytes(), LIMITS).map(|head| head.body)
+        };
+        assert_eq!(body(""), Ok(BodyLength::Known(0)));
+        assert_eq!(body("content-length:\t007 \r\n"), Ok(BodyLength::Known(7)));
+        assert_eq!(body("TRANSFER-ENCODING: Chunked\r\n"), Ok(BodyLength::Chunked));
+        let largest = u64::MAX / 2;
+        assert_eq!(body(&format!("Content-Length: {largest}\r\n")), Ok(BodyLength::Known(largest)));
+        assert!(body(&format!("Content-Length: {}\r\n", largest + 1)).is_err());
+    }
+
+    #[test]
+    fn a_reason_quotes_what_was_wrong_and_not_too_much_of_it() {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\x7f{}\r\n\r\n", "b".repeat(500));
+        let error = check(head.as_bytes(), LIMITS).unwrap_err();
+        assert!(error.reason.contains("Host") && error.reason.contains("a\\x7fbbb"), "{error}");
+        assert!(error.reason.len() < 200 && error.reason.is_ascii() || error.reason.contains('…'), "{error}");
+    }
+
+    #[test]
+    fn only_the_upgrade_field_is_masked() {
+        let mut head =
+            b"GET /Upgrade: HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX: Upgrade: b\r\nUpgrade-Insecure: 1\r\n\r\n".to_vec();
+        mask_upgrade(&mut head);
+        assert_eq!(
+            head.escape_ascii().to_string(),
+            r"GET /Upgrade: HTTP/1.1\r\nHost: a\r\nignored: h2c\r\nX: Upgrade: b\r\nUpgrade-Insecure: 1\r\n\r\n"
+        );
+    }
 }

@@ -81,10 +81,70 @@ fn is_registered_name(name: &[u8]) -> bool {
                 [high, low, tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => tail,
                 _ => return false,
             },
-            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'.' | b'_' | b'~' => tail,
-            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => tail,
+            byte if is_host_byte(*byte) => tail,
             _ => return false,
         };
     }
     !name.is_empty()
+}
+
+/// `unreserved` and `sub-delims` of RFC 3986 section 2.
+const fn is_host_byte(byte: u8) -> bool {
+    matches!(byte,
+        b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'.' | b'_' | b'~'
+        | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_taken_by_the_uri_parser_too() {
+        // Every byte at every place where the grammar looks at it.
+        for byte in 0..=u8::MAX {
+            for (before, after) in
+                [("/", ""), ("/a", "b"), ("/?", "x"), ("http://a", "/"), ("http://a/", "?b")]
+            {
+                let target = [before.as_bytes(), &[byte], after.as_bytes()].concat();
+                if is_target(b"GET", &target) {
+                    let parsed = http::Uri::from_maybe_shared(bytes::Bytes::from(target.clone()));
+                    assert!(parsed.is_ok(), "{:?}", target.escape_ascii().to_string());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ports_are_told_from_addresses() {
+        assert!(is_target(b"CONNECT", b"[::1]:443"));
+        assert!(is_target(b"CONNECT", b"a:443"));
+        assert!(!is_target(b"CONNECT", b"[::1]"));
+        assert!(!is_target(b"CONNECT", b"a:"));
+        assert!(!is_target(b"CONNECT", b"1"));
+    }
+
+    #[test]
+    fn hosts() {
+        for host in [
+            "a",
+            "a:",
+            "a:0",
+            "a:65535",
+            "1.2.3.4:5000",
+            "[::1]",
+            "[fe80::1]:80",
+            "a_b~c",
+            "x%2f",
+            "a!$&'()*+,;=",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "", ":80", "a:b", "a:-1", "a:65536", "a:+1", "a b", "[::1", "[]", "[::1]x", "[::1]:x", "[v1.a]",
+            "a@b", "%", "%zz",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host}");
+        }
+    }
 }

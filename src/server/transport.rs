@@ -233,7 +233,11 @@ impl Inbound {
                     }
                     return Ok((used, Passed::Nothing));
                 }
-                Step::Skip(len) => used += len,
+                Step::Skip(len) => {
+                    // An empty line begins no head.
+                    self.head_began = None;
+                    used += len;
+                }
                 Step::Body(len) => {
                     out.put_slice(&data[..len]);
                     return Ok((used + len, Passed::Some));

@@ -164,3 +164,93 @@ impl Watchdog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        head: Duration::from_secs(1),
+        idle: Duration::from_secs(2),
+        stall: Duration::from_secs(3),
+        linger: Duration::from_secs(4),
+    };
+
+    #[test]
+    fn the_nearest_deadline_counts() {
+        let deadlines = Deadlines::default();
+        assert_eq!(deadlines.next(&TIMEOUTS), None);
+        let now = Instant::now();
+        deadlines.set_reading(Reading::Body(now));
+        assert_eq!(deadlines.next(&TIMEOUTS), Some((now + TIMEOUTS.stall, Expired::Body)));
+        deadlines.write_blocked();
+        deadlines.set_reading(Reading::Head(now));
+        assert_eq!(deadlines.next(&TIMEOUTS), Some((now + TIMEOUTS.head, Expired::Head)));
+        deadlines.set_reading(Reading::Nothing);
+        assert!(matches!(deadlines.next(&TIMEOUTS), Some((_, Expired::Write))));
+        deadlines.wrote();
+        assert_eq!(deadlines.next(&TIMEOUTS), None);
+    }
+
+    #[test]
+    fn a_blocked_write_counts_from_its_beginning() {
+        let deadlines = Deadlines::default();
+        deadlines.write_blocked();
+        let first = deadlines.next(&TIMEOUTS);
+        deadlines.write_blocked();
+        assert_eq!(deadlines.next(&TIMEOUTS), first);
+    }
+
+    #[test]
+    fn only_a_connection_that_waits_for_a_head_is_idle() {
+        let deadlines = Deadlines::default();
+        deadlines.set_idle(true);
+        assert_eq!(deadlines.next(&TIMEOUTS), None);
+        deadlines.set_reading(Reading::NextHead);
+        deadlines.set_idle(false);
+        assert_eq!(deadlines.next(&TIMEOUTS), None);
+        deadlines.set_idle(true);
+        assert!(matches!(deadlines.next(&TIMEOUTS), Some((_, Expired::Idle))));
+    }
+
+    #[test]
+    fn an_expiry_is_taken_once_and_only_by_whom_it_concerns() {
+        let deadlines = Deadlines::default();
+        deadlines.expire(Expired::Write);
+        assert_eq!(deadlines.take_expired(|expired| expired == Expired::Head), None);
+        assert!(deadlines.is_expiry_pending());
+        assert_eq!(deadlines.take_expired(|expired| expired == Expired::Write), Some(Expired::Write));
+        assert!(!deadlines.is_expiry_pending());
+    }
+
+    #[test]
+    fn the_timer_follows_a_deadline_that_moves() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let mut watchdog = Watchdog::new();
+            let begin = Instant::now();
+            let far = begin + Duration::from_hours(1);
+            let near = begin + Duration::from_millis(20);
+            let mut polls = 0;
+            poll_fn(|cx| {
+                polls += 1;
+                // Far away at first, then suddenly near, then a bit further.
+                let deadline = match polls {
+                    1 => far,
+                    2 => near,
+                    _ => near + Duration::from_millis(20),
+                };
+                let polled = watchdog.poll(deadline, cx);
+                if polls == 1 {
+                    cx.waker().wake_by_ref();
+                }
+                polled
+            })
+            .await;
+            assert!(begin.elapsed() >= Duration::from_millis(40), "ready before its deadline");
+            assert!(polls >= 3, "woken {polls} times");
+        });
+    }
+}

@@ -68,7 +68,10 @@ impl Blob {
             return Ok(small.clone());
         }
         if self.len > limit {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{} has {} bytes", self.digest, self.len)));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("{} has {} bytes", self.digest, self.len),
+            ));
         }
         let len = usize::try_from(self.len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let content = files.read_at(&self.file, 0, len).await?;
@@ -129,7 +132,12 @@ impl Handles {
     }
 
     /// The blob, opened or remembered; `None` if the tree does not hold it.
-    pub(crate) async fn blob(&self, files: &Files, layout: &Layout, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
+    pub(crate) async fn blob(
+        &self,
+        files: &Files,
+        layout: &Layout,
+        digest: &Digest,
+    ) -> io::Result<Option<Arc<Blob>>> {
         let remembered = lock(&self.opened).blobs.get(digest).cloned();
         let path = match &remembered {
             Some(seen) if seen.is_fresh() => return Ok(Some(Arc::clone(&seen.value))),
@@ -166,7 +174,8 @@ impl Handles {
         {
             return Ok(Some(seen.value));
         }
-        let target = read_link(files, &layout.link(repository, kind, digest)).await?.map(|(target, _)| target);
+        let target =
+            read_link(files, &layout.link(repository, kind, digest)).await?.map(|(target, _)| target);
         match target {
             Some(target) => drop(lock(&self.links).put(key, Seen::now(target))),
             None => drop(lock(&self.links).pop(&key)),
@@ -213,9 +222,10 @@ impl Handles {
     /// Whether somebody is sending this blob, or is about to.
     pub(crate) fn is_in_use(&self, digest: &Digest) -> bool {
         let opened = lock(&self.opened);
-        opened.blobs.peek(digest).is_some_and(|seen| {
-            Arc::strong_count(&seen.value) > 1 || Arc::strong_count(&seen.value.file) > 1
-        })
+        opened
+            .blobs
+            .peek(digest)
+            .is_some_and(|seen| Arc::strong_count(&seen.value) > 1 || Arc::strong_count(&seen.value.file) > 1)
     }
 
     /// When this process last used a blob that it has open, in milliseconds since the epoch; 0 if it does not know.
@@ -288,7 +298,8 @@ async fn open(files: &Files, digest: Digest, file: File, stat: Stat) -> io::Resu
 async fn read_link(files: &Files, path: &Path) -> io::Result<Option<(Digest, SystemTime)>> {
     let Some(stat) = present(files.stat(path).await)? else { return Ok(None) };
     let Some(file) = present(files.open(path).await)? else { return Ok(None) };
-    let content = files.read_at(&Arc::new(file), 0, usize::try_from(stat.len.min(LINK_MAX)).unwrap_or(0)).await?;
+    let content =
+        files.read_at(&Arc::new(file), 0, usize::try_from(stat.len.min(LINK_MAX)).unwrap_or(0)).await?;
     let parsed = std::str::from_utf8(&content).ok().and_then(|text| text.trim_end().parse().ok());
     if parsed.is_none() {
         tracing::warn!(path = %path.display(), "not a link: treated as absent");
@@ -300,7 +311,9 @@ async fn read_link(files: &Files, path: &Path) -> io::Result<Option<(Digest, Sys
 fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -136,3 +136,12 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+/// Removes whatever has this name in a directory of our own, a directory with its content included. Nothing there is no
+/// error.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(path),
+        result => result,
+    }
+}

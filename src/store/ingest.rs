@@ -75,7 +75,12 @@ pub fn claim(layout: &Layout, digest: &Digest) -> io::Result<Claim> {
             Err(TryLockError::WouldBlock) => {
                 let inode = file.metadata()?.ino();
                 let file = Arc::new(file);
-                return Ok(Claim::Follower(Follower { layout: layout.clone(), digest: *digest, file, inode }));
+                return Ok(Claim::Follower(Follower {
+                    layout: layout.clone(),
+                    digest: *digest,
+                    file,
+                    inode,
+                }));
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
@@ -193,12 +198,11 @@ impl Ingest {
     }
 
     /// Notes what is known of the source, for a later resumption.
-    pub fn set_origin(&mut self, origin: Origin) -> io::Result<()> {
-        if self.origin == origin {
-            return Ok(());
+    pub fn set_origin(&mut self, origin: Origin) {
+        if self.origin != origin {
+            self.origin = origin;
+            self.save_state();
         }
-        self.origin = origin;
-        self.save_state()
     }
 
     /// Appends and hashes. After an error the fill keeps what it had: the file may hold a part of `chunks` behind
@@ -209,7 +213,7 @@ impl Ingest {
             self.hasher.update(chunk);
         }
         if self.written() - self.state_at >= STATE_EVERY {
-            self.save_state()?;
+            self.save_state();
         }
         Ok(())
     }
@@ -220,11 +224,18 @@ impl Ingest {
         self.hasher = Hasher::new(self.digest.algorithm());
         self.origin = Origin::default();
         self.state_at = 0;
-        durable::remove_file(&self.state_path())
+        durable::remove(&self.state_path())
     }
 
-    /// Puts the hash state on disk, for whoever resumes.
-    pub fn save_state(&mut self) -> io::Result<()> {
+    /// Puts the hash state on disk, for whoever resumes. Without it the data is hashed again, so a failure is only logged.
+    pub fn save_state(&mut self) {
+        self.state_at = self.written();
+        if let Err(error) = self.write_state() {
+            tracing::warn!(digest = %self.digest, %error, "cannot save how far a fill is: if it is interrupted, it is hashed again");
+        }
+    }
+
+    fn write_state(&self) -> io::Result<()> {
         let state = State {
             version: State::VERSION,
             digest: self.digest,
@@ -235,9 +246,7 @@ impl Ingest {
             origin: self.origin.clone(),
         };
         let json = serde_json::to_vec(&state)?;
-        durable::write_file(&self.layout.temporary(), &self.state_path(), &json, Durability::Relaxed)?;
-        self.state_at = self.written();
-        Ok(())
+        durable::write_file(&self.layout.temporary(), &self.state_path(), &json, Durability::Relaxed)
     }
 
     /// Whether what is written has the digest that it should have, and if not, which it has.
@@ -272,8 +281,8 @@ impl Ingest {
 
     /// Removes the fill's files. Readers that have the file open keep it.
     pub fn discard(self) -> io::Result<()> {
-        durable::remove_file(&self.state_path())?;
-        durable::remove_file(&self.data_path())?;
+        durable::remove(&self.data_path())?;
+        durable::remove(&self.state_path())?;
         // Another claimant may be making its own data file in there: then the directory stays.
         let _ = fs::remove_dir(self.layout.fill(&self.digest));
         Ok(())
@@ -333,7 +342,8 @@ impl Follower {
 
     /// Looks once. Blocks only while it takes over (hashing what lies behind the last state).
     pub fn look(&self) -> io::Result<Followed> {
-        let published = || fs::metadata(self.layout.blob(&self.digest)).is_ok_and(|blob| blob.ino() == self.inode);
+        let published =
+            || fs::metadata(self.layout.blob(&self.digest)).is_ok_and(|blob| blob.ino() == self.inode);
         if published() {
             return Ok(Followed::Published { len: self.file.metadata()?.len() });
         }

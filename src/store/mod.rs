@@ -130,7 +130,12 @@ impl Store {
             durable::create_dir_all(&layout.fills())?;
             durable::create_dir_all(&layout.locks())?;
         }
-        Ok(Self { handles: blob::Handles::new(options.handles_max), layout, options, usage: Usage::default() })
+        Ok(Self {
+            handles: blob::Handles::new(options.handles_max),
+            layout,
+            options,
+            usage: Usage::default(),
+        })
     }
 
     /// The paths of this tree.

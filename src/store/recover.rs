@@ -99,7 +99,9 @@ fn sweep_fill(directory: &Path, age: Duration) -> u64 {
 fn for_each_entry(directory: &Path, mut visit: impl FnMut(&PathBuf) -> io::Result<()>) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(());
+        }
         Err(error) => return Err(error),
     };
     for entry in entries {

@@ -12,7 +12,12 @@ use super::layout::{Layout, LinkKind, StoredRepository};
 use crate::oci::{Digest, Tag};
 
 /// Makes `digest` reachable through `repository`. Nothing happens if it is already.
-pub(crate) fn link(layout: &Layout, repository: &StoredRepository, kind: LinkKind, digest: &Digest) -> io::Result<()> {
+pub(crate) fn link(
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> io::Result<()> {
     let path = layout.link(repository, kind, digest);
     if path.try_exists()? {
         return Ok(());
@@ -21,7 +26,12 @@ pub(crate) fn link(layout: &Layout, repository: &StoredRepository, kind: LinkKin
 }
 
 /// Points `tag` at `digest`, confirmed now.
-pub(crate) fn set_tag(layout: &Layout, repository: &StoredRepository, tag: &Tag, digest: &Digest) -> io::Result<()> {
+pub(crate) fn set_tag(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+    digest: &Digest,
+) -> io::Result<()> {
     let content = digest.to_string();
     let index = layout.tag_index(repository, tag, digest);
     if !index.try_exists()? {
@@ -59,7 +69,9 @@ pub(crate) fn tags(layout: &Layout, repository: &StoredRepository) -> io::Result
     let mut tags = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let Some(tag) = entry.file_name().to_str().and_then(|name| name.parse::<Tag>().ok()) else { continue };
+        let Some(tag) = entry.file_name().to_str().and_then(|name| name.parse::<Tag>().ok()) else {
+            continue;
+        };
         if entry.path().join("current/link").try_exists()? {
             tags.push(tag);
         }

@@ -82,7 +82,7 @@ impl Upstream {
         let attempt = Attempt::new(&endpoint.label, call.operation, &call.subject);
         let deadline = began + self.header_timeout;
         let mut rate_limit_remaining = None;
-        let result = match self.authorized(endpoint, call, &attempt, deadline).await {
+        let (result, elapsed) = match self.authorized(endpoint, call, &attempt, deadline).await {
             Ok(followed) => {
                 rate_limit_remaining = headers::rate_limit_remaining(followed.response.headers());
                 let elapsed = began.elapsed();
@@ -94,13 +94,14 @@ impl Upstream {
             upstream: &self.name,
             endpoint: &endpoint.label,
             operation: call.operation,
-            outcome: result.0.as_ref().map_or_else(UpstreamError::reason, |_| "ok"),
-            elapsed: result.1,
+            outcome: result.as_ref().map_or_else(UpstreamError::reason, |_| "ok"),
+            elapsed,
             rate_limit_remaining,
         });
-        result.0
+        result
     }
 
+    /// Tells the observer, if there is one.
     pub(super) fn observe(&self, observation: &RequestObservation<'_>) {
         if let Some(observer) = &self.observer {
             observer(observation);
@@ -122,15 +123,15 @@ impl Upstream {
             return Ok(followed);
         }
         let asked = challenges(followed.response.headers());
+        // Read before the token is asked for: a token server on the same host gets the same connection.
+        let detail = said(followed.response).await;
         match self.auth.answer(need, asked, known.as_ref()).await? {
-            Some(authorization) => {
-                drain(followed.response).await;
-                self.sent(endpoint, call, attempt, Some(&authorization), deadline).await
-            }
-            None => Ok(followed),
+            Some(authorization) => self.sent(endpoint, call, attempt, Some(&authorization), deadline).await,
+            None => Err(unauthorized(attempt.clone(), "the server", detail.as_deref())),
         }
     }
 
+    /// The request with an authorisation; an endpoint that cannot be reached is marked down.
     async fn sent(
         &self,
         endpoint: &Endpoint,
@@ -226,9 +227,8 @@ impl Upstream {
         Err(match status {
             StatusCode::NOT_FOUND => UpstreamError::NotFound { attempt, detail },
             StatusCode::UNAUTHORIZED => {
-                let whose = if is_own { "the registry" } else { "the target of a redirect" };
-                let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));
-                UpstreamError::Unauthorized { attempt, detail: format!("{whose} answers 401{detail}").into() }
+                let whose = if is_own { "the server" } else { "the target of a redirect" };
+                unauthorized(attempt, whose, detail.as_deref())
             }
             StatusCode::FORBIDDEN => UpstreamError::Denied { attempt, detail },
             StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -247,6 +247,11 @@ impl Upstream {
             }
         })
     }
+}
+
+fn unauthorized(attempt: Attempt, whose: &str, detail: Option<&str>) -> UpstreamError {
+    let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));
+    UpstreamError::Unauthorized { attempt, detail: format!("{whose} answers 401{detail}").into() }
 }
 
 /// Reads a document of at most `limit` bytes, each piece within `stall`, the whole within `total`.

@@ -4,9 +4,9 @@
 //! worker that began it), tokens, credentials, and what is known of endpoints that are down; all of it is in memory and
 //! none of it survives a restart. Nothing is contacted before the first request.
 //!
-//! The life of a request: [`endpoint`] names the endpoint to try, [`exchange`] makes one attempt there by a deadline, with
-//! the `Authorization` that [`auth`] knows of (token dance) and redirects followed by hand in [`client`]; then
-//! [`blobs`], [`manifests`] or [`tags`] checks that the answer fits the question. Whatever fails, the next endpoint is
+//! The life of a request: `endpoint` names the endpoint to try, `exchange` makes one attempt there by a deadline, with
+//! the `Authorization` that `auth` knows of (token dance) and redirects followed by hand in `client`; then
+//! `blobs`, `manifests` or `tags` checks that the answer fits the question. Whatever fails, the next endpoint is
 //! tried; in the end the upstream's own URL has the last word: a 404 of a mirror means nothing, a 404 of the URL means
 //! that the object does not exist.
 //!

@@ -150,14 +150,14 @@ fn corruption_anywhere_reaches_nobody_as_a_whole_body() {
 fn small_corrupt_blob_is_an_error_not_a_body() {
     let origin = Origin::start();
     let spliceway = Spliceway::before(&origin);
-    for len in [1, 100, 4096, 64 * KIB, MIB] {
+    for len in [1, 100, 4096, 64 * KIB] {
         let blob = origin.random_blob(len as u64, len);
         origin.always("GET", &blob.path, Plan::corrupt(len as u64 - 1));
         let answer = get(spliceway.addr(), &blob.path);
         answer.expect_failure();
         assert!(
-            answer.status() >= 500 || answer.body.is_empty(),
-            "a byte of an unverified blob leaves: {answer}"
+            answer.status() >= 500,
+            "a blob that is held back whole is answered after its verdict: {answer}"
         );
         assert_not_published_then_recovers(&spliceway, &origin, &blob);
     }

@@ -1,0 +1,9 @@
+//! The server over real sockets: every connection here is TCP on loopback, written and read byte by byte.
+
+mod bodies;
+mod client;
+mod failures;
+mod harness;
+mod heads;
+mod lifecycle;
+mod uploads;
