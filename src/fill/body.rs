@@ -68,7 +68,7 @@ pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<At
 /// A body for a part of a blob that cannot be kept and that does not touch the blob's tail: `download`, `len` bytes of
 /// it, as they come.
 pub fn passed_through(download: Download, len: u64) -> Body {
-    Body::stream(chunks(Detached { way: Way::Through(download) }), Some(len))
+    Body::stream(chunks(Detached { way: Way::Through(Box::new(download)) }), Some(len))
 }
 
 /// A body for a blob that cannot be kept, whole or a part that touches its tail: this reader fetches all that is missing,
@@ -85,7 +85,7 @@ pub fn verified_by_itself(
         Wanted::Whole => (0, length),
         Wanted::Part(range) => (range.start, Some(range.end())),
     };
-    let way = Way::Spill(SpillReader::new(digest, download, spill, start, end));
+    let way = Way::Spill(Box::new(SpillReader::new(digest, download, spill, start, end)));
     Body::stream(chunks(Detached { way }), end.map(|end| end - start))
 }
 
@@ -120,8 +120,8 @@ struct Reader {
 enum Way {
     File,
     /// Unverified bytes before the tail, straight from upstream.
-    Through(Download),
-    Spill(SpillReader),
+    Through(Box<Download>),
+    Spill(Box<SpillReader>),
 }
 
 impl Reader {
@@ -134,7 +134,8 @@ impl Reader {
             let until = self.end.unwrap_or(tail).min(tail);
             tracing::debug!(digest = %self.flight.digest, offset = self.position, ahead, "a range far ahead: asking upstream for it");
             let origin = Origin { length: Some(length), etag: None };
-            self.way = Way::Through(self.download(self.position, origin).until(until).uncached(FAR_RANGE));
+            self.way =
+                Way::Through(Box::new(self.download(self.position, origin).until(until).uncached(FAR_RANGE)));
         }
         self
     }
@@ -157,11 +158,17 @@ impl Reader {
         let tail = origin.length.map_or(0, |length| length.saturating_sub(HELD_BACK));
         self.way = match self.end {
             Some(end) if !self.whole && end <= tail => {
-                Way::Through(self.download(self.position, origin).until(end).uncached(DISK_FULL))
+                Way::Through(Box::new(self.download(self.position, origin).until(end).uncached(DISK_FULL)))
             }
             end => {
                 let download = self.download(spill.written, origin).uncached(DISK_FULL);
-                Way::Spill(SpillReader::new(self.flight.digest, download, spill, self.position, end))
+                Way::Spill(Box::new(SpillReader::new(
+                    self.flight.digest,
+                    download,
+                    spill,
+                    self.position,
+                    end,
+                )))
             }
         };
     }
@@ -262,19 +269,23 @@ impl SpillReader {
     }
 
     /// The first chunk, as far as it is wanted, if what stays behind it is enough to withhold or nothing needs to be
-    /// withheld any more. `Some(None)`: nothing of it was wanted.
-    fn pop(&mut self) -> Option<Option<Chunk>> {
-        let first = self.queue.front()?.len() as u64;
-        if !self.verified && self.queued - first < HELD_BACK {
-            return None;
+    /// withheld any more.
+    fn pop(&mut self) -> Option<Chunk> {
+        loop {
+            let first = self.queue.front()?.len() as u64;
+            if !self.verified && self.queued - first < HELD_BACK {
+                return None;
+            }
+            let chunk = self.queue.pop_front()?;
+            let at = self.at;
+            self.at += first;
+            self.queued -= first;
+            let from = self.start.saturating_sub(at).min(first);
+            let to = self.end.map_or(first, |end| end.saturating_sub(at).min(first));
+            if from < to {
+                return Some(cut(chunk, from, to));
+            }
         }
-        let chunk = self.queue.pop_front()?;
-        let at = self.at;
-        self.at += first;
-        self.queued -= first;
-        let from = self.start.saturating_sub(at).min(first);
-        let to = self.end.map_or(first, |end| end.saturating_sub(at).min(first));
-        Some((from < to).then(|| cut(chunk, from, to)))
     }
 
     async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
@@ -282,11 +293,11 @@ impl SpillReader {
             if self.end.is_some_and(|end| self.at >= end) {
                 return Ok(None);
             }
-            match self.pop() {
-                Some(Some(chunk)) => return Ok(Some(chunk)),
-                Some(None) => continue,
-                None if self.verified => return Ok(None),
-                None => {}
+            if let Some(chunk) = self.pop() {
+                return Ok(Some(chunk));
+            }
+            if self.verified {
+                return Ok(None);
             }
             match self.download.next().await.map_err(BodyError::new)? {
                 Some(bytes) => self.take(bytes),
@@ -309,7 +320,7 @@ impl SpillReader {
                 self.verified = true;
                 Ok(())
             }
-            Some(actual) => Err(BodyError::new(FillError::Digest { expected: self.digest, actual })),
+            Some(actual) => Err(BodyError::new(FillError::digest(self.digest, actual))),
             None => Err(BodyError::new(FillError::Abandoned)),
         }
     }

@@ -43,9 +43,9 @@ pub enum FillError {
     #[error("upstream sent something else: {expected} asked for, {actual} received")]
     Digest {
         /// What was asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// What came.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The disk is full. Readers go on from upstream.
     #[error("no space left in the cache after {} bytes", .0.written)]
@@ -102,6 +102,10 @@ impl FillError {
             Self::Length { .. } | Self::Short { .. } | Self::Misplaced { .. } => true,
             _ => false,
         }
+    }
+
+    pub(crate) fn digest(expected: Digest, actual: Digest) -> Self {
+        Self::Digest { expected: Box::new(expected), actual: Box::new(actual) }
     }
 
     pub(crate) fn disk(operation: &'static str, cause: io::Error) -> Self {

@@ -192,7 +192,7 @@ impl Download {
         };
         let empty = Digest::of(self.digest.algorithm(), &[]);
         if total == Some(0) && self.digest != empty {
-            return Err(FillError::Digest { expected: self.digest, actual: empty });
+            return Err(FillError::digest(self.digest, empty));
         }
         if at > self.next || (partial.is_some() && !ranged) {
             return Err(FillError::Misplaced { asked: self.next, sent: at });

@@ -213,7 +213,7 @@ impl Leader<'_> {
             let own = Arc::clone(&room).acquire_many_owned(kib).await.map_err(|_| FillError::Abandoned)?;
             let shared = Arc::clone(&self.fills.buffers);
             let shared = shared.acquire_many_owned(kib).await.map_err(|_| FillError::Abandoned)?;
-            if sender.send(Buffered { bytes, _room: (own, shared) }).is_err() {
+            if sender.send(Buffered { bytes, room: (own, shared) }).is_err() {
                 return Ok(()); // the writing half failed, and says why
             }
         }
@@ -228,14 +228,14 @@ impl Leader<'_> {
     ) -> Result<Box<Ingest>, WriteFailure> {
         while let Some(first) = receiver.recv().await {
             let mut batch = vec![first.bytes];
-            let mut rooms = vec![first._room];
+            let mut rooms = vec![first.room];
             let mut size = batch[0].len();
             while size < BATCH
                 && let Ok(more) = receiver.try_recv()
             {
                 size += more.bytes.len();
                 batch.push(more.bytes);
-                rooms.push(more._room);
+                rooms.push(more.room);
             }
             let work = on_store_thread(move || {
                 let result = ingest.append(&batch);
@@ -256,7 +256,7 @@ impl Leader<'_> {
     async fn finish(&self, ingest: Box<Ingest>) -> Result<u64, FillError> {
         if let Err(actual) = ingest.verify() {
             discard(ingest).await;
-            return Err(FillError::Digest { expected: self.flight.digest, actual });
+            return Err(FillError::digest(self.flight.digest, actual));
         }
         let len = ingest.written();
         self.writer.verified(len);
@@ -364,7 +364,7 @@ impl Leader<'_> {
 /// What was received and not yet written, with the room that it takes.
 struct Buffered {
     bytes: Bytes,
-    _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 /// Why writing failed, and the fill, unless its thread died with it.

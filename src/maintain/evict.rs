@@ -26,7 +26,7 @@ use crate::store::ingest::lock_shard;
 use crate::store::recover::{self, FILL_AGE, Scanned};
 
 /// How often the tree is scanned although nothing seems to have grown: other processes may share it.
-const RESCAN_EVERY: Duration = Duration::from_secs(300);
+const RESCAN_EVERY: Duration = Duration::from_mins(5);
 /// Candidates that one scan keeps.
 const VICTIMS_MAX: usize = 4096;
 /// Once over a bound, this share of it is freed beyond, so that not every blob costs a scan.
@@ -36,7 +36,7 @@ const SCANS_MAX: usize = 64;
 /// The pause after a round, so that a stream of small blobs does not cause a scan each.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Under pressure, an interrupted fill that nobody came back for within this time goes before any blob.
-const FILL_AGE_UNDER_PRESSURE: Duration = Duration::from_secs(600);
+const FILL_AGE_UNDER_PRESSURE: Duration = Duration::from_mins(10);
 
 /// The bounds of one cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::header::{
-    ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-};
+use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -38,7 +36,7 @@ pub struct ApiError {
     code: ErrorCode,
     message: String,
     detail: Option<Value>,
-    headers: HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The status that a code has unless an error says otherwise (OCI distribution spec 1.1, "Error Codes").
@@ -69,7 +67,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
 impl ApiError {
     fn new(code: ErrorCode, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        Self { status: status_of(code), code, message, detail: None, headers: HeaderMap::new() }
+        Self { status: status_of(code), code, message, detail: None, headers: Vec::new() }
     }
 
     fn status_is(mut self, status: StatusCode) -> Self {
@@ -83,7 +81,7 @@ impl ApiError {
     }
 
     fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
@@ -107,7 +105,7 @@ impl ApiError {
         let body = error_body(self.code, &self.message, self.detail);
         let mut response = Response::new(Body::bytes(body));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        response.headers_mut().extend(self.headers);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }

@@ -92,16 +92,18 @@ pub struct TagLink {
 #[derive(Debug)]
 pub(crate) struct Handles {
     opened: Mutex<Opened>,
-    links: Mutex<LruCache<(StoredRepository, LinkKind, Digest), Seen<Digest>, RandomState>>,
-    tags: Mutex<LruCache<(StoredRepository, Tag), Seen<TagLink>, RandomState>>,
+    links: Mutex<Remembered<(StoredRepository, LinkKind, Digest), Digest>>,
+    tags: Mutex<Remembered<(StoredRepository, Tag), TagLink>>,
 }
 
 #[derive(Debug)]
 struct Opened {
-    blobs: LruCache<Digest, Seen<Arc<Blob>>, RandomState>,
+    blobs: Remembered<Digest, Arc<Blob>>,
     /// Sum of the lengths of the small contents in `blobs`; at most `SMALL_TOTAL` after every insertion.
     small_bytes: u64,
 }
+
+type Remembered<K, V> = LruCache<K, Seen<V>, RandomState>;
 
 #[derive(Clone, Debug)]
 struct Seen<T> {

@@ -13,9 +13,9 @@ use super::layout::Layout;
 use crate::oci::Digest;
 
 /// A temporary file that is older than this belongs to nobody.
-const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
+const TEMPORARY_AGE: Duration = Duration::from_hours(1);
 /// An interrupted fill that nobody came back for within this time is given up.
-pub const FILL_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const FILL_AGE: Duration = Duration::from_hours(7 * 24);
 
 /// One blob that a scan saw.
 #[derive(Clone, Copy, Debug)]

@@ -1,16 +1,23 @@
-//! The operating system's calls that the standard library does not offer, and the only unsafe code of the crate.
-#![allow(unsafe_code)] // the reason is in the module's doc
+//! System calls that the standard library does not offer, and the ring. All unsafe code of the crate is in here.
+//!
+//! `unsafe` is denied in the rest of the crate and allowed in this module alone, for four things: entries of the ring
+//! point at memory by raw pointers ([`ring`]); the kernel returns descriptors and lengths that only it vouches for;
+//! `cachestat` has no wrapper ([`residency`]); sockets are inherited by number ([`listen_fds`]). Each block names the
+//! fact that it relies on; no unsafe function leaves the module.
+#![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod files;
 pub mod listen_fds;
-mod operation;
 mod pool;
+mod readahead;
+#[cfg(test)]
+mod refused;
 pub mod residency;
 pub mod ring;
 pub mod send;
 
 pub use files::{Files, Stat};
-pub use residency::is_resident;
+pub use residency::{is_resident, is_window_resident};
 pub use ring::{Mode, probe};
 pub use send::{send_vectored, sendfile};

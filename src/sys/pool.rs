@@ -65,14 +65,27 @@ impl Pool {
         .await
     }
 
-    pub(super) async fn populate(&self, file: &Arc<File>, offset: u64, len: u32) -> io::Result<()> {
+    /// Brings `len` bytes from `offset` on into the page cache, advising `piece` bytes at once.
+    pub(super) async fn populate(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        len: u64,
+        piece: u32,
+    ) -> io::Result<()> {
         let file = Arc::clone(file);
         self.run(move || {
-            let Some(window) = NonZeroU64::new(u64::from(len)) else { return Ok(()) };
-            // Advice that is not taken only makes the read below slower.
-            let _ = fadvise(&*file, offset, Some(window), Advice::WillNeed);
+            let mut rest = len;
+            while let Some(piece) = NonZeroU64::new(rest.min(u64::from(piece))) {
+                // Advice that is not taken only makes the read below slower.
+                let _ = fadvise(&*file, offset + len - rest, Some(piece), Advice::WillNeed);
+                rest -= piece.get();
+            }
+            if len == 0 {
+                return Ok(());
+            }
             loop {
-                match pread(&*file, &mut [0_u8], offset + u64::from(len) - 1) {
+                match pread(&*file, &mut [0_u8], offset + len - 1) {
                     Err(Errno::INTR) => {}
                     result => return Ok(result.map(drop)?),
                 }

@@ -45,3 +45,126 @@ pub fn send_vectored(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], more: bool)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn file() -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        file
+    }
+
+    #[test]
+    fn a_region_is_sent_and_the_position_stays() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut file = file();
+        for (offset, len, expected) in [(0, 10, "0123456789"), (3, 4, "3456"), (8, 10, "89"), (9, 1, "9")] {
+            assert_eq!(sendfile(near.as_fd(), file.as_fd(), offset, len).unwrap(), expected.len());
+            let mut received = vec![0; expected.len()];
+            far.read_exact(&mut received).unwrap();
+            assert_eq!(received, expected.as_bytes());
+        }
+        assert_eq!(file.stream_position().unwrap(), 10);
+    }
+
+    #[test]
+    fn nothing_is_sent_from_the_end_on() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        for (offset, len) in [(10, 1), (11, 1), (1 << 40, 4096), (0, 0)] {
+            assert_eq!(
+                sendfile(near.as_fd(), file().as_fd(), offset, len).unwrap(),
+                0,
+                "{len} from {offset}"
+            );
+        }
+        let error = sendfile(near.as_fd(), file().as_fd(), u64::MAX, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_full_socket_takes_a_part_and_then_nothing() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut large = tempfile::tempfile().unwrap();
+        large.write_all(&vec![7; 4 << 20]).unwrap();
+        let mut sent = 0;
+        let error = loop {
+            match sendfile(near.as_fd(), large.as_fd(), sent, 4 << 20) {
+                Ok(taken) => sent += taken as u64,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!((1..4 << 20).contains(&sent), "{sent}");
+        assert_eq!(
+            send_vectored(near.as_fd(), &[IoSlice::new(b"x")], false).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        drop(near);
+        assert_eq!(
+            far.read_to_end(&mut Vec::new()).unwrap() as u64,
+            sent,
+            "what was taken arrives, and no more"
+        );
+    }
+
+    #[test]
+    fn slices_are_sent_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let slices = ["one ", "", "two ", "three"].map(|slice| IoSlice::new(slice.as_bytes()));
+        assert_eq!(send_vectored(near.as_fd(), &slices, true).unwrap(), 13);
+        assert_eq!(send_vectored(near.as_fd(), &[], false).unwrap(), 0);
+        drop(near);
+        assert_eq!(io::read_to_string(&mut far).unwrap(), "one two three");
+    }
+
+    #[test]
+    fn more_slices_than_the_kernel_takes_are_sent_in_part() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let slices = vec![IoSlice::new(b"x"); SLICES_MAX + 1];
+        assert_eq!(send_vectored(near.as_fd(), &slices, false).unwrap(), SLICES_MAX);
+        drop(near);
+        assert_eq!(io::read_to_string(&mut far).unwrap().len(), SLICES_MAX);
+    }
+
+    /// The socket is a blocking one, and the process would be ended by a SIGPIPE that is not ignored.
+    #[test]
+    fn slices_never_block_and_a_gone_peer_is_an_error() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let large = vec![0; 1 << 20];
+        let error = loop {
+            if let Err(error) = send_vectored(near.as_fd(), &[IoSlice::new(&large)], false) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(far);
+        let error = send_vectored(near.as_fd(), &[IoSlice::new(b"x")], false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let error = sendfile(near.as_fd(), file().as_fd(), 0, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn more_holds_a_segment_back_until_something_follows() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.set_nonblocking(true).unwrap();
+        send_vectored(near.as_fd(), &[IoSlice::new(b"head")], true).unwrap();
+        let error = far.read(&mut [0; 9]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "held back");
+        assert_eq!(sendfile(near.as_fd(), file().as_fd(), 0, 3).unwrap(), 3);
+        far.set_nonblocking(false).unwrap();
+        let mut received = [0; 7];
+        far.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"head012");
+    }
+}

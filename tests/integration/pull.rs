@@ -70,7 +70,7 @@ fn pulls_same_as_directly(mut registry: Registry, configure: impl FnOnce(&mut Se
 
 /// skopeo's pull of `name` into the directory `to`; what it said if it failed.
 fn pull(spliceway: &Spliceway, name: &str, to: &Path) -> Result<(), String> {
-    std::fs::create_dir_all(to).map_err(|error| error.to_string())?;
+    fs::create_dir_all(to).map_err(|error| error.to_string())?;
     fs::create_dir_all(to).expect("our own directory");
     let finished = tools::run(
         skopeo_copy()

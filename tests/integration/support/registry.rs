@@ -132,7 +132,7 @@ impl Registry {
 
     /// Pulls `name` directly into the directory `to`.
     pub(crate) fn pull(&self, name: &str, to: &Path) {
-        std::fs::create_dir_all(to).expect("a directory of our own");
+        fs::create_dir_all(to).expect("a directory of our own");
         let mut command = skopeo_copy();
         command.arg("--src-tls-verify=false");
         if self.credentials {
