@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Origin};
-use super::field::{Field, KIB, MIB, SECOND, Source, nonzero};
+use super::field::{Field, KIB, SECOND, Source, nonzero};
 use super::raw::{self, Scalar, Setting, Texts};
 use super::{Config, Flags, ServerConfig, name, registry};
 use crate::sys::Mode;
@@ -134,7 +134,7 @@ fn check_server(
         data: data.path()?.unwrap_or_else(|| PathBuf::from("./spliceway-data")),
         access_log: field("access_log", raw.access_log).choice(true, &[("on", true), ("off", false)])?,
         connections: nonzero(field("connections", raw.connections).count(0, 0..=10_000_000)?),
-        header_bytes: field("header_bytes", raw.header_bytes).small_size(32 * KIB, 4 * KIB..=MIB)?,
+        header_bytes: field("header_bytes", raw.header_bytes).small_size(32 * KIB, 4 * KIB..=60 * KIB)?,
         header_fields: field("header_fields", raw.header_fields).count(100, 16..=1024)? as usize,
         header_timeout: timeout("header_timeout", raw.header_timeout, 10 * SECOND)?,
         idle_timeout: timeout("idle_timeout", raw.idle_timeout, 75 * SECOND)?,

@@ -244,7 +244,7 @@ fn a_refused_server_names_place_key_value_and_remedy() {
         ("[server]\nworkers = 0\n", &[":2: workers = \"0\" in [server]", "from 1 to 1024"]),
         ("[server]\nio_uring = \"yes\"\n", &[":2: io_uring", "\"auto\" or \"on\" or \"off\""]),
         ("[server]\naccess_log = \"\"\n", &[":2: access_log", "\"on\" or \"off\""]),
-        ("[server]\nheader_bytes = \"1KiB\"\n", &[":2: header_bytes", "from 4KiB to 1MiB"]),
+        ("[server]\nheader_bytes = \"1KiB\"\n", &[":2: header_bytes", "from 4KiB to 60KiB"]),
         ("[server]\nheader_timeout = 10\n", &[":2: header_timeout", "\"10\"", "no unit", "\"10s\""]),
         (
             "[server]\nidle_timeout = \"0s\"\n",

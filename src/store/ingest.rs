@@ -423,3 +423,6 @@ fn boot_id() -> &'static str {
         Err(_) => format!("unknown-{:016x}", fastrand::u64(..)),
     })
 }
+
+#[cfg(test)]
+mod tests;
