@@ -10,11 +10,11 @@
 //! SIGINT drains: no connection is accepted any more, answers under way are finished, then the process ends; a second
 //! signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
 
-use std::collections::HashMap;
+mod trees;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
@@ -25,17 +25,16 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::admin::{self, Readiness};
-use crate::config::{self, Config, ConfigError, RegistryConfig, ServerConfig, UpstreamConfig};
-use crate::fill::Fills;
+use crate::config::{Config, ConfigError, ServerConfig};
 use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
-use crate::registry::{Handler, Registry, RegistryOptions, RegistryUpstream, Site};
+use crate::registry::{Handler, Site};
 use crate::server::{self, Counters, Doors, Phase, Seat, ServerOptions, Worker};
-use crate::store::{Store, StoreOptions};
 use crate::sys::files::Files;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
-use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamOptions};
+use crate::upstream::UpstreamConfigError;
+use trees::Trees;
 
 /// Threads per worker that write, hash and sync for it (the store threads), or read where `io_uring` is not to be had.
 const STORE_THREADS_MAX: usize = 16;
@@ -105,7 +104,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
     let (phase, phases) = watch::channel(Phase::default());
     let (doors, seats) = server::doors(config.server.workers.get());
     let shared = Arc::new(RwLock::new(Arc::new(site)));
-    let (ended, workers) = mpsc::unbounded_channel();
+    let (done, workers) = mpsc::unbounded_channel();
     let crew = Crew {
         site: Arc::clone(&shared),
         options: Arc::new(server_options(&config.server, files_max)),
@@ -113,7 +112,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         metrics: metrics.clone(),
         use_ring,
         phases,
-        ended,
+        done,
     };
     let threads = crew.start(seats)?;
 
@@ -190,65 +189,57 @@ struct Crew {
     metrics: Metrics,
     use_ring: bool,
     phases: watch::Receiver<Phase>,
-    /// Told of each worker's end.
-    ended: mpsc::UnboundedSender<()>,
+    /// Told by each worker when its last connection is gone.
+    done: mpsc::UnboundedSender<()>,
 }
 
 impl Crew {
     fn start(self, seats: Vec<Seat>) -> Result<Vec<thread::JoinHandle<()>>, Error> {
+        let crew = Arc::new(self);
         let start = |(index, seat)| {
-            let (site, options) = (Arc::clone(&self.site), Arc::clone(&self.options));
-            let (counters, metrics) = (Arc::clone(&self.counters), self.metrics.clone());
-            let (use_ring, phases, end) = (self.use_ring, self.phases.clone(), End(self.ended.clone()));
+            let crew = Arc::clone(&crew);
             let work = move || {
-                let _end = end;
-                if let Err(error) = work(seat, site, options, counters, metrics, use_ring, phases) {
-                    tracing::error!(%error, "a worker cannot start");
+                let last = Last(crew.done.clone());
+                if let Err(error) = crew.work(seat, last) {
+                    tracing::error!(%error, "a worker cannot go on");
                 }
             };
             thread::Builder::new().name(format!("worker-{index}")).spawn(work)
         };
-        seats
-            .into_iter()
-            .enumerate()
-            .map(start)
-            .collect::<io::Result<_>>()
-            .map_err(Error::system("start a worker"))
+        let threads = seats.into_iter().enumerate().map(start).collect::<io::Result<_>>();
+        threads.map_err(Error::system("start a worker"))
+    }
+
+    /// One worker thread, from its runtime to the process's end. `last` is dropped when its last connection is gone.
+    fn work(&self, seat: Seat, last: Last) -> io::Result<()> {
+        let runtime = runtime()?;
+        let local = LocalSet::new();
+        let files = local.block_on(&runtime, async {
+            let files = Files::new(self.use_ring)?;
+            let service = Rc::new(Handler::new(Arc::clone(&self.site), files.clone(), self.metrics.clone()));
+            let (options, counters) = (Arc::clone(&self.options), Arc::clone(&self.counters));
+            let mut phases = self.phases.clone();
+            Worker { service, options, files: files.clone(), counters }.run(seat, phases.clone()).await;
+            drop(last);
+            // Other workers may still be sending what a fill of this one brings.
+            let _ = phases.wait_for(|phase| *phase == Phase::Cut).await;
+            io::Result::Ok(files)
+        })?;
+        // Fills under way end here, in a state that the next start resumes; then no operation may be left on the ring.
+        drop(local);
+        runtime.block_on(files.drain());
+        Ok(())
     }
 }
 
-/// Tells of a worker's end when it is dropped, also by a panic.
-struct End(mpsc::UnboundedSender<()>);
+/// Tells, when it is dropped, that a worker has no connection any more, or that it died.
+struct Last(mpsc::UnboundedSender<()>);
 
-impl Drop for End {
+impl Drop for Last {
     fn drop(&mut self) {
         // Nobody listens once the main thread has given up itself.
         let _ = self.0.send(());
     }
-}
-
-/// One worker thread, from its runtime to the last connection's end.
-fn work(
-    seat: Seat,
-    site: Arc<RwLock<Arc<Site>>>,
-    options: Arc<ServerOptions>,
-    counters: Arc<Counters>,
-    metrics: Metrics,
-    use_ring: bool,
-    phases: watch::Receiver<Phase>,
-) -> io::Result<()> {
-    let runtime = runtime()?;
-    let local = LocalSet::new();
-    let files = local.block_on(&runtime, async {
-        let files = Files::new(use_ring)?;
-        let service = Rc::new(Handler::new(site, files.clone(), metrics));
-        Worker { service, options, files: files.clone(), counters }.run(seat, phases).await;
-        io::Result::Ok(files)
-    })?;
-    // Fills under way end here, in a state that the next start resumes; then no operation may be left on the ring.
-    drop(local);
-    runtime.block_on(files.drain());
-    Ok(())
 }
 
 /// What the main thread runs.
@@ -319,6 +310,7 @@ impl Application {
                 }
             }
         }
+        self.phase.send_replace(Phase::Cut);
         tracing::info!("ended");
         Ok(())
     }
@@ -399,114 +391,4 @@ impl Ending {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// The trees that are open, by directory: a reload goes on with them, and with the fills into them.
-#[derive(Default)]
-struct Trees {
-    local: HashMap<PathBuf, Arc<Store>>,
-    cache: HashMap<PathBuf, Arc<Fills>>,
-}
-
-impl Trees {
-    fn fills(&self, cache: &Path) -> Option<Arc<Fills>> {
-        self.cache.get(cache).cloned()
-    }
-
-    fn site(&mut self, config: &Config, files_max: u64, metrics: &Metrics) -> Result<Site, Error> {
-        let mut hosts = Vec::new();
-        let mut default = None;
-        for registry in &config.registries {
-            let handles = registry.handles(files_max, config.registries.len());
-            let built = Arc::new(self.registry(registry, handles, config.server.workers.get(), metrics)?);
-            hosts.extend(registry.hosts.iter().map(|host| (host.clone(), Arc::clone(&built))));
-            default.get_or_insert(built);
-        }
-        // The configuration has at least one registry; without one there is nothing to serve.
-        let default = default.ok_or(Error::WorkerDied)?;
-        Ok(Site { hosts, default })
-    }
-
-    fn registry(
-        &mut self,
-        config: &RegistryConfig,
-        handles: usize,
-        workers: usize,
-        metrics: &Metrics,
-    ) -> Result<Registry, Error> {
-        let handles_max = NonZeroUsize::new(handles).unwrap_or(NonZeroUsize::MIN);
-        let open = |path: &Path, evictable| {
-            let store = Store::open(path, StoreOptions { handles_max, evictable });
-            store.map(Arc::new).map_err(|cause| Error::Directory { path: path.to_owned(), cause })
-        };
-        let local = match self.local.get(&config.local) {
-            Some(local) => Arc::clone(local),
-            None => open(&config.local, false)?,
-        };
-        let fills = match self.cache.get(&config.cache) {
-            Some(fills) => Arc::clone(fills),
-            None => Arc::new(Fills::new(open(&config.cache, true)?, metrics.clone())),
-        };
-        let upstreams = config
-            .upstreams
-            .iter()
-            .map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics))
-            .collect::<Result<Vec<_>, _>>()?;
-        let options = RegistryOptions {
-            far_range: config.far_range,
-            ranges_max: config.ranges_max,
-            manifest_bytes_max: config.manifest_bytes_max,
-        };
-        self.local.insert(config.local.clone(), Arc::clone(&local));
-        self.cache.insert(config.cache.clone(), Arc::clone(&fills));
-        Ok(Registry::new(options, local, fills, upstreams, metrics.clone()))
-    }
-}
-
-/// The client of one upstream. Contacts nobody.
-fn connect(
-    config: &UpstreamConfig,
-    manifest_bytes_max: usize,
-    workers: usize,
-    metrics: &Metrics,
-) -> Result<RegistryUpstream, UpstreamConfigError> {
-    let metrics = metrics.clone();
-    let credentials = match &config.credentials {
-        config::Credentials::None => Credentials::None,
-        config::Credentials::Basic { username, password } => {
-            Credentials::Basic { username: username.clone(), password: password.expose().to_owned() }
-        }
-        config::Credentials::DockerConfig(path) => Credentials::DockerConfig(path.clone()),
-    };
-    let options = UpstreamOptions {
-        mirrors: config.mirrors.iter().map(ToString::to_string).collect(),
-        credentials,
-        ca_file: config.ca_file.clone(),
-        auth_hosts: config.auth_hosts.clone(),
-        connect_timeout: config.connect_timeout,
-        header_timeout: config.header_timeout,
-        stall_timeout: config.stall_timeout,
-        max_manifest_bytes: manifest_bytes_max,
-        docker_hub: config.docker_hub,
-        workers,
-        observer: Some(Arc::new(move |seen| {
-            metrics.upstream_request(
-                seen.upstream,
-                seen.operation.as_str(),
-                seen.outcome,
-                seen.elapsed.as_secs_f64(),
-            );
-        })),
-        ..UpstreamOptions::new(config.directory.as_str(), config.url.as_str())
-    };
-    Ok(RegistryUpstream {
-        upstream: Arc::new(Upstream::new(options)?),
-        name: config.name.clone(),
-        aliases: config.aliases.clone(),
-        directory: config.directory.clone(),
-        default: config.default,
-        tag_ttl: config.tag_ttl,
-        negative_ttl: config.negative_ttl,
-        retries: config.retries,
-    })
 }

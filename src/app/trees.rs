@@ -1,0 +1,126 @@
+//! From a configuration to the registries of a [`Site`]: trees, fills, upstreams.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Error;
+use crate::config::{self, Config, RegistryConfig, UpstreamConfig};
+use crate::fill::Fills;
+use crate::metrics::Metrics;
+use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
+use crate::store::{Store, StoreOptions};
+use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamOptions};
+
+/// The trees that are open, by directory: a reload goes on with them, and with the fills into them.
+#[derive(Default)]
+pub(super) struct Trees {
+    local: HashMap<PathBuf, Arc<Store>>,
+    cache: HashMap<PathBuf, Arc<Fills>>,
+}
+
+impl Trees {
+    /// The fills into a cache that is open.
+    pub(super) fn fills(&self, cache: &Path) -> Option<Arc<Fills>> {
+        self.cache.get(cache).cloned()
+    }
+
+    /// The registries of a configuration, over trees that are open already where it names the same directories.
+    pub(super) fn site(&mut self, config: &Config, files_max: u64, metrics: &Metrics) -> Result<Site, Error> {
+        let mut hosts = Vec::new();
+        let mut default = None;
+        for registry in &config.registries {
+            let handles = registry.handles(files_max, config.registries.len());
+            let built = Arc::new(self.registry(registry, handles, config.server.workers.get(), metrics)?);
+            hosts.extend(registry.hosts.iter().map(|host| (host.clone(), Arc::clone(&built))));
+            default.get_or_insert(built);
+        }
+        // The configuration has at least one registry; without one there is nothing to serve.
+        let default = default.ok_or(Error::WorkerDied)?;
+        Ok(Site { hosts, default })
+    }
+
+    fn registry(
+        &mut self,
+        config: &RegistryConfig,
+        handles: usize,
+        workers: usize,
+        metrics: &Metrics,
+    ) -> Result<Registry, Error> {
+        let handles_max = NonZeroUsize::new(handles).unwrap_or(NonZeroUsize::MIN);
+        let open = |path: &Path, evictable| {
+            let store = Store::open(path, StoreOptions { handles_max, evictable });
+            store.map(Arc::new).map_err(|cause| Error::Directory { path: path.to_owned(), cause })
+        };
+        let local = match self.local.get(&config.local) {
+            Some(local) => Arc::clone(local),
+            None => open(&config.local, false)?,
+        };
+        let fills = match self.cache.get(&config.cache) {
+            Some(fills) => Arc::clone(fills),
+            None => Arc::new(Fills::new(open(&config.cache, true)?, metrics.clone())),
+        };
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics))
+            .collect::<Result<Vec<_>, _>>()?;
+        let options = RegistryOptions {
+            far_range: config.far_range,
+            ranges_max: config.ranges_max,
+            manifest_bytes_max: config.manifest_bytes_max,
+        };
+        self.local.insert(config.local.clone(), Arc::clone(&local));
+        self.cache.insert(config.cache.clone(), Arc::clone(&fills));
+        Ok(Registry::new(options, local, fills, upstreams, metrics.clone()))
+    }
+}
+
+/// The client of one upstream. Contacts nobody.
+fn connect(
+    config: &UpstreamConfig,
+    manifest_bytes_max: usize,
+    workers: usize,
+    metrics: &Metrics,
+) -> Result<RegistryUpstream, UpstreamConfigError> {
+    let metrics = metrics.clone();
+    let credentials = match &config.credentials {
+        config::Credentials::None => Credentials::None,
+        config::Credentials::Basic { username, password } => {
+            Credentials::Basic { username: username.clone(), password: password.expose().to_owned() }
+        }
+        config::Credentials::DockerConfig(path) => Credentials::DockerConfig(path.clone()),
+    };
+    let options = UpstreamOptions {
+        mirrors: config.mirrors.iter().map(ToString::to_string).collect(),
+        credentials,
+        ca_file: config.ca_file.clone(),
+        auth_hosts: config.auth_hosts.clone(),
+        connect_timeout: config.connect_timeout,
+        header_timeout: config.header_timeout,
+        stall_timeout: config.stall_timeout,
+        max_manifest_bytes: manifest_bytes_max,
+        docker_hub: config.docker_hub,
+        workers,
+        observer: Some(Arc::new(move |seen| {
+            metrics.upstream_request(
+                seen.upstream,
+                seen.operation.as_str(),
+                seen.outcome,
+                seen.elapsed.as_secs_f64(),
+            );
+        })),
+        ..UpstreamOptions::new(config.directory.as_str(), config.url.as_str())
+    };
+    Ok(RegistryUpstream {
+        upstream: Arc::new(Upstream::new(options)?),
+        name: config.name.clone(),
+        aliases: config.aliases.clone(),
+        directory: config.directory.clone(),
+        default: config.default,
+        tag_ttl: config.tag_ttl,
+        negative_ttl: config.negative_ttl,
+        retries: config.retries,
+    })
+}
