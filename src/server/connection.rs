@@ -230,7 +230,8 @@ impl Driver<'_> {
             return Verdict::Wait;
         }
         if deadlines.is_expiry_pending() {
-            // The library does not even ask the transport any more.
+            // The library does not even ask the transport any more. What the peer did not take it need not get.
+            self.shared.abort();
             return Verdict::Cut(expired);
         }
         deadlines.expire(expired);

@@ -247,6 +247,7 @@ impl Chunked {
             (Self::LastLineFeed, _) => Next::Malformed("the body ends in CR LF"),
             (Self::TrailerLineFeed { len }, b'\n') => Next::State(Self::TrailerStart { len }),
             (Self::TrailerLineFeed { .. }, _) => Next::Malformed("a trailer line ends in CR LF"),
+            (Self::TrailerValue { len }, b'\r') => Next::State(Self::TrailerLineFeed { len }),
             (
                 Self::TrailerStart { len: TRAILER_BYTES_MAX.. }
                 | Self::TrailerName { len: TRAILER_BYTES_MAX.. }
@@ -260,7 +261,6 @@ impl Chunked {
             (Self::TrailerStart { .. } | Self::TrailerName { .. }, _) => {
                 Next::Malformed("a trailer line is \"name: value\"")
             }
-            (Self::TrailerValue { len }, b'\r') => Next::State(Self::TrailerLineFeed { len }),
             (Self::TrailerValue { len }, _) if head::is_value_byte(byte) => {
                 Next::State(Self::TrailerValue { len: len + 1 })
             }
@@ -418,6 +418,54 @@ mod tests {
         assert_eq!(kinds, ["skip", "head", "head", "body", "head", "body", "refused"]);
         let refused_at = data.windows(4).position(|window| window == b"PUT ").unwrap();
         assert_eq!(steps.last().map(|(at, _)| *at), Some(refused_at));
+    }
+
+    #[test]
+    fn a_chunked_body_is_exact() {
+        // What is broken, and how much of the body is taken before.
+        for (body, taken) in [
+            ("5\n", 1),
+            ("5\rx", 2),
+            ("5 \r\n", 1),
+            (";x\r\n", 0),
+            ("\r\n", 0),
+            ("g\r\n", 0),
+            ("-5\r\n", 0),
+            ("0x5\r\n", 1),
+            ("11111111111111111\r\n", 16),
+            ("1;a\0\r\n", 3),
+            ("1\r\naa\r\n", 4),
+            ("1\r\na\rx", 5),
+            ("0\r\nx\r\n", 4),
+            ("0\r\n: y\r\n", 3),
+            ("0\r\n x: y\r\n", 3),
+            ("0\r\nx : y\r\n", 4),
+            ("0\r\nx: \x7f\r\n", 6),
+            ("0\r\nx: y\rz", 8),
+            ("0\r\n\rx", 4),
+        ] {
+            let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let data = [head, body.as_bytes()].concat();
+            let steps = trace(&data, &[], LIMITS);
+            let last = steps.last().map(|(at, step)| (*at - head.len(), matches!(step, Step::Malformed(_))));
+            assert_eq!(last, Some((taken, true)), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let whole = |body: String| {
+            let data = [head, &body].concat();
+            trace(data.as_bytes(), &[], LIMITS).last() == Some(&(data.len(), Step::Body(0)))
+        };
+        let extended = |len: usize| format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(len));
+        assert!(whole(extended(256)) && !whole(extended(257)));
+        let trailed = |len: usize| format!("0\r\nx:{}\r\n\r\n", "y".repeat(len - 2));
+        assert!(whole(trailed(8192)) && !whole(trailed(8193)));
+        let many = |count: usize| format!("0\r\n{}\r\n", "x:yy\r\n".repeat(count));
+        assert!(whole(many(2048)) && !whole(many(2049)));
+        assert!(whole("ffff\r\n".to_owned() + &"a".repeat(0xffff) + "\r\n0\r\n\r\n"));
     }
 
     #[test]

@@ -278,8 +278,8 @@ impl http_body::Body for Outgoing {
                 Some(Ok(Chunk::Bytes(bytes))) => break Slice::Bytes(bytes),
                 Some(Ok(Chunk::Region(region))) => this.rest = Some(region),
                 Some(Err(error)) => {
+                    // The delivery ends incomplete, so the connection ends in a reset.
                     this.delivery.error.replace(Some(error.to_string()));
-                    this.delivery.shared.abort();
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {

@@ -207,3 +207,76 @@ fn copy_piece(stream: &TcpStream, region: &Region) -> io::Result<usize> {
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    /// A socket to write to, and its other end.
+    fn pair() -> (TcpStream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (TcpStream::from_std(stream).unwrap(), peer)
+    }
+
+    fn on_runtime(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(test);
+    }
+
+    #[test]
+    fn the_zeros_of_a_token_are_never_sent() {
+        on_runtime(async {
+            for sender in [Sender::Sendfile, Sender::Copy] {
+                let (stream, mut peer) = pair();
+                stream.writable().await.unwrap();
+                let shared = Shared::new().unwrap();
+                let region = Region { file: Arc::new(tempfile::tempfile().unwrap()), offset: 0, len: 10 };
+                let token = shared.outbox.borrow_mut().push(region);
+                let mut writer = Writer::new(sender);
+                let mut cx = Context::from_waker(Waker::noop());
+                for slices in [&[IoSlice::new(b"head")][..], &[IoSlice::new(&token[1..])], &[]] {
+                    let Poll::Ready(Err(error)) = writer.poll_write(&mut cx, &stream, &shared, slices) else {
+                        panic!("sent");
+                    };
+                    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+                }
+                drop(stream);
+                assert_eq!(peer.read(&mut [0; 1]).unwrap(), 0, "nothing was to be sent");
+            }
+        });
+    }
+
+    #[test]
+    fn a_turn_that_is_over_lets_others_go_first_and_comes_back() {
+        on_runtime(async {
+            let (stream, _peer) = pair();
+            stream.writable().await.unwrap();
+            let shared = Shared::new().unwrap();
+            let mut writer = Writer { sender: Sender::Sendfile, turn_bytes: TURN_BYTES_MAX };
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut cx = Context::from_waker(&waker);
+            let slices = [IoSlice::new(b"hello")];
+            assert!(writer.poll_write(&mut cx, &stream, &shared, &slices).is_pending());
+            assert_eq!(woken.0.load(Ordering::Relaxed), 1, "nobody else would wake it");
+            assert!(matches!(writer.poll_write(&mut cx, &stream, &shared, &slices), Poll::Ready(Ok(5))));
+            assert_eq!(writer.turn_bytes, 5);
+        });
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

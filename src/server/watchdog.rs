@@ -101,14 +101,16 @@ impl Deadlines {
 
     /// The next deadline, and what it is for.
     pub(super) fn next(&self, timeouts: &Timeouts) -> Option<(Instant, Expired)> {
+        // A timeout too long for the clock to reach is none.
+        let after = |since: Instant, timeout, expired| Some((since.checked_add(timeout)?, expired));
         let reading = match self.reading.get() {
             Reading::Nothing | Reading::NextHead => None,
-            Reading::Head(since) => Some((since + timeouts.head, Expired::Head)),
-            Reading::Body(since) => Some((since + timeouts.stall, Expired::Body)),
-            Reading::End(since) => Some((since + timeouts.linger, Expired::Linger)),
+            Reading::Head(since) => after(since, timeouts.head, Expired::Head),
+            Reading::Body(since) => after(since, timeouts.stall, Expired::Body),
+            Reading::End(since) => after(since, timeouts.linger, Expired::Linger),
         };
-        let idle = self.idle.get().map(|since| (since + timeouts.idle, Expired::Idle));
-        let writing = self.writing.get().map(|since| (since + timeouts.stall, Expired::Write));
+        let idle = self.idle.get().and_then(|since| after(since, timeouts.idle, Expired::Idle));
+        let writing = self.writing.get().and_then(|since| after(since, timeouts.stall, Expired::Write));
         [reading, idle, writing].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
     }
 

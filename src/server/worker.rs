@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::connection::Shop;
 use super::control::Control;
@@ -72,10 +71,11 @@ impl Doors {
         self.0.iter().map(|door| door.open.load(Ordering::Relaxed)).sum()
     }
 
-    /// Gives the connection to the worker that has the fewest. If that one is gone, the connection is dropped.
+    /// Gives the connection to the worker that has the fewest. Drops it if no worker is left.
     pub(super) fn admit(&self, arrival: Arrival) {
         // Between looking and counting another listener may do the same; then two connections go to one worker.
-        if let Some(door) = self.0.iter().min_by_key(|door| door.open.load(Ordering::Relaxed)) {
+        let doors = self.0.iter().filter(|door| !door.arrivals.is_closed());
+        if let Some(door) = doors.min_by_key(|door| door.open.load(Ordering::Relaxed)) {
             door.open.fetch_add(1, Ordering::Relaxed);
             if door.arrivals.send(arrival).is_err() {
                 door.open.fetch_sub(1, Ordering::Relaxed);
@@ -147,10 +147,9 @@ impl<S: Service> Worker<S> {
             drop((arrival, Opened(Arc::clone(&seat.open))));
         }
         connections.drain();
-        let deadline = Instant::now() + drain_timeout;
         let cut = async {
             let cut = phase.wait_for(|phase| *phase == Phase::Cut);
-            if tokio::time::timeout_at(deadline, cut).await.is_err() {
+            if tokio::time::timeout(drain_timeout, cut).await.is_err() {
                 tracing::warn!(
                     seconds = drain_timeout.as_secs(),
                     "connections outlived the drain and are cut"
@@ -230,5 +229,44 @@ fn report(result: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         tracing::error!(%error, "a connection panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_to_the_worker_that_has_the_fewest_and_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let slots = Arc::new(Semaphore::new(100));
+        let admit = |doors: &Doors| {
+            let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let peer = stream.local_addr().unwrap();
+            let permit = Arc::clone(&slots).try_acquire_owned().unwrap();
+            doors.admit(Arrival { stream, peer, permit });
+        };
+        let (doors, mut seats) = doors(3);
+        for _ in 0..9 {
+            admit(&doors);
+        }
+        let waiting =
+            |seats: &[Seat]| -> Vec<usize> { seats.iter().map(|seat| seat.arrivals.len()).collect() };
+        assert_eq!(waiting(&seats), [3, 3, 3]);
+        // One connection ends at the second worker, and the third worker goes away with its own.
+        drop((seats[1].arrivals.try_recv(), Opened(Arc::clone(&seats[1].open))));
+        drop(seats.pop());
+        admit(&doors);
+        assert_eq!(waiting(&seats), [3, 3]);
+        admit(&doors);
+        admit(&doors);
+        assert_eq!(waiting(&seats), [4, 4]);
+        drop(seats);
+        admit(&doors);
+        assert_eq!(slots.available_permits(), 100, "nobody is left to serve it");
     }
 }

@@ -131,13 +131,13 @@ impl Files {
     /// Brings the `len` bytes from `offset` on into the page cache, and returns when the last of them is there; those
     /// before it are asked for earlier and as a rule there too. Nothing is copied.
     ///
-    /// Worth asking for only what is missing ([`is_window_resident`](super::is_window_resident)): a 2 MiB window of which
-    /// all is there costs 39 µs of CPU for nothing.
+    /// To be asked for only what is missing ([`is_window_resident`](super::is_window_resident)): for a 2 MiB window of
+    /// which all is there it costs 40–85 µs of CPU for nothing.
     ///
     /// By FADVISE WILLNEED, in as many pieces as the device needs for the whole window to come in, linked to a READ of
-    /// the last byte, all by one worker of the kernel. A cold window of 2 MiB is in after 2.1 ms
-    /// for 30 µs of this thread's CPU (6.18, ext4 on a virtual disk; reading it with `pread` takes this thread, blocked,
-    /// as long). A window that reaches behind the end of the file comes in as well, but nobody waits for it.
+    /// the last byte. A cold window of 2 MiB is in after 1.9–2.5 ms for 30–40 µs of this thread's CPU, of which no
+    /// stretch is long; each piece beyond the first adds 4–6 µs (6.18, ext4 on a virtual disk, which takes 8 MiB in one
+    /// piece). A window that reaches behind the end of the file comes in as well, but nobody waits for it.
     ///
     /// Errors: as of `pread(2)`; `InvalidInput` if the range ends beyond 2^63 bytes.
     pub async fn populate(&self, file: &Arc<File>, offset: u64, len: usize) -> io::Result<()> {

@@ -113,3 +113,50 @@ impl Pool {
         tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::sys::is_window_resident;
+
+    fn file_of(content: &[u8]) -> Arc<File> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file.sync_all().unwrap();
+        Arc::new(file)
+    }
+
+    #[tokio::test]
+    async fn a_buffer_with_more_room_than_wanted_is_not_filled() {
+        let file = file_of(b"0123456789");
+        let read = Pool::new().read(&file, Vec::with_capacity(100), 4, 3).await;
+        assert_eq!(read.unwrap(), b"3456");
+    }
+
+    #[tokio::test]
+    async fn every_piece_of_a_window_is_advised() {
+        let file = file_of(&vec![7; 1 << 20]);
+        fadvise(&*file, 0, None, Advice::DontNeed).unwrap();
+        Pool::new().populate(&file, 1, (1 << 20) - 1, 4096).await.unwrap();
+        assert_ne!(is_window_resident(&file, 0, 1 << 20), Some(false));
+    }
+
+    #[tokio::test]
+    async fn a_thread_at_work_is_waited_for() {
+        let pool = Pool::new();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let reader = Arc::new(File::from(std::os::fd::OwnedFd::from(reader)));
+        let waiting = Arc::clone(&reader);
+        let work = pool.run(move || io::Read::read(&mut &*waiting, &mut [0]));
+        let mut work = std::pin::pin!(work);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(work.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(pool.capacity.available_permits(), 63);
+        writer.write_all(b"x").unwrap();
+        pool.drain().await;
+        assert_eq!(Arc::strong_count(&reader), 1);
+        assert_eq!(work.await.unwrap(), 1);
+    }
+}

@@ -13,16 +13,16 @@
 //! operation that went to a kernel worker waited until a timer fired), and a chain of linked operations would rest at
 //! each link until then. Most operations complete within their submission, where there is nothing to defer.
 //!
-//! **What it costs** (µs of the thread's CPU per operation, the kernel's workers included; 6.18, ext4, AMD EPYC, two
-//! cores, everything cached; the pool beside it):
+//! **What it costs**, in µs of CPU per operation, kernel workers and pool threads included, everything cached
+//! (6.18, ext4, AMD EPYC, two cores; least of four runs of 20,000, one after the other):
 //!
 //! | operation | ring | pool |
 //! |---|---|---|
-//! | open | 5 | 41 |
-//! | STATX (always by a kernel worker) | 10–31 | 44 |
-//! | open `O_PATH` + fstat: what [`Files::stat`](super::Files::stat) does | 5 | 41 |
+//! | open and close | 5 | 30 |
+//! | stat by STATX, which always goes to a kernel worker | 9–31 | 26 |
+//! | stat by opening with `O_PATH` and fstat, as [`Files::stat`](super::Files::stat) does | 5 | |
 //! | read 4 KiB | 3 | 25 |
-//! | read 256 KiB | 13–21 | 31 |
+//! | read 256 KiB | 13 | 33 |
 
 mod driver;
 mod operation;
