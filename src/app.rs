@@ -10,6 +10,7 @@
 //! SIGINT drains: no connection is accepted any more, answers under way are finished, then the process ends; a second
 //! signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
 
+mod service;
 mod trees;
 
 use std::io;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,10 +36,14 @@ use crate::sys::files::Files;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
 use crate::upstream::UpstreamConfigError;
+use service::RegistryService;
 use trees::Trees;
 
 /// Threads per worker that write, hash and sync for it (the store threads), or read where `io_uring` is not to be had.
 const STORE_THREADS_MAX: usize = 16;
+
+/// How long the end waits for what store threads are writing.
+const STORE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Why the server could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +134,9 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         evictors: Vec::new(),
     };
     let runtime = runtime().map_err(Error::system("start the runtime"))?;
-    LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload))?;
+    let served = LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload));
+    runtime.shutdown_background();
+    served?;
     for thread in threads {
         thread.join().map_err(|_| Error::WorkerDied)?;
     }
@@ -216,7 +224,8 @@ impl Crew {
         let local = LocalSet::new();
         let files = local.block_on(&runtime, async {
             let files = Files::new(self.use_ring)?;
-            let service = Rc::new(Handler::new(Arc::clone(&self.site), files.clone(), self.metrics.clone()));
+            let handler = Handler::new(Arc::clone(&self.site), files.clone(), self.metrics.clone());
+            let service = Rc::new(RegistryService(handler));
             let (options, counters) = (Arc::clone(&self.options), Arc::clone(&self.counters));
             let mut phases = self.phases.clone();
             Worker { service, options, files: files.clone(), counters }.run(seat, phases.clone()).await;
@@ -228,6 +237,8 @@ impl Crew {
         // Fills under way end here, in a state that the next start resumes; then no operation may be left on the ring.
         drop(local);
         runtime.block_on(files.drain());
+        // Hashing what was interrupted may take minutes, and nobody waits for it any more.
+        runtime.shutdown_timeout(STORE_WAIT_MAX);
         Ok(())
     }
 }
@@ -363,7 +374,11 @@ impl Application {
         for registry in &self.config.registries {
             let Some(fills) = self.trees.fills(&registry.cache) else { continue };
             let options = EvictionOptions { max_size: registry.max_size, min_free: registry.min_free };
-            self.evictors.push(tokio::task::spawn_local(evict::run(fills, options, self.metrics.clone())));
+            self.evictors.push(tokio::task::spawn_local(evict::run(
+                Arc::clone(fills.store()),
+                options,
+                self.metrics.clone(),
+            )));
         }
     }
 }

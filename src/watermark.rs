@@ -28,6 +28,9 @@ pub enum Progress<E> {
         written: u64,
         /// The announced total length in bytes.
         length: Option<u64>,
+        /// The smallest length that the file may turn out to have, by whoever said one: its tail is withheld too, so
+        /// that announcing too much does not set the true last bytes free.
+        least: Option<u64>,
     },
     /// The file is whole and its digest matched.
     Verified {
@@ -43,8 +46,10 @@ impl<E> Progress<E> {
     pub fn readable(&self) -> u64 {
         match *self {
             Self::Waiting | Self::Failed(_) => 0,
-            Self::Growing { written, length: Some(length) } => written.min(length.saturating_sub(HELD_BACK)),
-            Self::Growing { written, length: None } => written.saturating_sub(HELD_BACK),
+            Self::Growing { written, length, .. } => {
+                let safe = if length.is_some() { written } else { written.saturating_sub(HELD_BACK) };
+                safe.min(self.tail().unwrap_or(u64::MAX))
+            }
             Self::Verified { len } => len,
         }
     }
@@ -55,6 +60,17 @@ impl<E> Progress<E> {
             Self::Growing { length, .. } => length,
             Self::Verified { len } => Some(len),
             Self::Waiting | Self::Failed(_) => None,
+        }
+    }
+
+    /// Where the withheld end of an unverified file begins, if that is known.
+    pub fn tail(&self) -> Option<u64> {
+        match *self {
+            Self::Growing { length, least, .. } => {
+                let shortest = length.into_iter().chain(least).min()?;
+                Some(shortest.saturating_sub(HELD_BACK))
+            }
+            _ => None,
         }
     }
 
@@ -90,8 +106,8 @@ pub struct Writer<E> {
 
 impl<E> Writer<E> {
     /// Records that `written` bytes are in the file now. Call it after the write, never before.
-    pub fn advance(&self, written: u64, length: Option<u64>) {
-        self.sender.send_replace(Progress::Growing { written, length });
+    pub fn advance(&self, written: u64, length: Option<u64>, least: Option<u64>) {
+        self.sender.send_replace(Progress::Growing { written, length, least });
     }
 
     /// The digest of all `len` bytes matched.
@@ -143,17 +159,20 @@ mod tests {
 
     #[test]
     fn nothing_of_the_tail_is_readable_before_the_verdict() {
-        let cases: [(u64, Option<u64>, u64); 7] = [
-            (0, Some(10), 0),
-            (10, Some(10), 0),
-            (HELD_BACK, Some(HELD_BACK + 1), 1),
-            (HELD_BACK * 3, Some(HELD_BACK * 3), HELD_BACK * 2),
-            (HELD_BACK, Some(HELD_BACK * 3), HELD_BACK),
-            (HELD_BACK, None, 0),
-            (HELD_BACK + 7, None, 7),
+        let cases: [(u64, Option<u64>, Option<u64>, u64); 9] = [
+            (0, Some(10), None, 0),
+            (10, Some(10), None, 0),
+            (HELD_BACK, Some(HELD_BACK + 1), None, 1),
+            (HELD_BACK * 3, Some(HELD_BACK * 3), None, HELD_BACK * 2),
+            (HELD_BACK, Some(HELD_BACK * 3), None, HELD_BACK),
+            (HELD_BACK, None, None, 0),
+            (HELD_BACK + 7, None, None, 7),
+            (HELD_BACK * 3, Some(HELD_BACK * 4), Some(HELD_BACK * 2), HELD_BACK),
+            (HELD_BACK * 3, None, Some(HELD_BACK * 2), HELD_BACK),
         ];
-        for (written, length, readable) in cases {
-            assert_eq!(State::Growing { written, length }.readable(), readable, "{written} of {length:?}");
+        for (written, length, least, readable) in cases {
+            let state = State::Growing { written, length, least };
+            assert_eq!(state.readable(), readable, "{state:?}");
         }
         assert_eq!(State::Verified { len: 10 }.readable(), 10);
         assert_eq!(State::Failed(Abandoned).readable(), 0);
@@ -162,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn a_writer_that_vanishes_is_a_failure_for_early_and_late_readers() {
         let (writer, mut early) = channel::<Abandoned>();
-        writer.advance(5, None);
+        writer.advance(5, None, None);
         let waiting = tokio::spawn(async move { early.wait_until(|_| false).await });
         let mut late = Reader { receiver: writer.sender.subscribe() };
         drop(writer);

@@ -27,6 +27,8 @@ use crate::metrics::{self, Metrics};
 const CONNECTIONS_MAX: usize = 64;
 /// From a connection's start, or its last answer, to the end of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection's whole life: a peer that takes no answer must not keep probes out.
+const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// The pause after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -94,8 +96,10 @@ pub async fn serve(
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(socket), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an admin connection ended with an error");
+            match tokio::time::timeout(CONNECTION_MAX, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "an admin connection ended with an error"),
+                Err(_) => tracing::debug!("an admin connection has had its time"),
             }
             drop(permit);
         });

@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Semaphore;
 
 use super::Error;
 use crate::config::{self, Config, RegistryConfig, UpstreamConfig};
 use crate::fill::Fills;
+use crate::fill::fetch::TURNS;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
 use crate::store::{Store, StoreOptions};
@@ -122,5 +125,7 @@ fn connect(
         tag_ttl: config.tag_ttl,
         negative_ttl: config.negative_ttl,
         retries: config.retries,
+        turns: Arc::new(Semaphore::new(TURNS)),
+        failed: Mutex::new(None),
     })
 }

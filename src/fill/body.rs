@@ -6,7 +6,7 @@
 //!
 //! - **A range far ahead of the watermark** is asked of upstream by itself, up to the blob's held-back tail, which comes
 //!   from the file like everybody's. If upstream refuses or breaks, the reader waits for the file after all.
-//! - **A full disk.** A reader goes on from upstream where the file ends, with the fill's hash state, and holds back the
+//! - **A blob that cannot be kept**, because the disk is full say. A reader goes on from upstream where the file ends, with the fill's hash state, and holds back the
 //!   blob's last bytes until its own hash matches. A range that does not touch the tail is passed through instead.
 //!
 //! Dropping a reader ends its own upstream request, if it has one, and touches nothing else.
@@ -29,8 +29,6 @@ use crate::watermark::{self, HELD_BACK, Progress};
 
 /// Why bytes are served and not kept, as the metrics call it: the range was far ahead of its fill.
 pub const FAR_RANGE: &str = "far_range";
-/// Why bytes are served and not kept, as the metrics call it: the disk is full.
-pub const DISK_FULL: &str = "disk_full";
 
 /// The part of a blob under fill that a reader wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +66,7 @@ pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<At
 /// A body for a part of a blob that cannot be kept and that does not touch the blob's tail: `download`, `len` bytes of
 /// it, as they come.
 pub fn passed_through(download: Download, len: u64) -> Body {
-    Body::stream(chunks(Detached { way: Way::Through(Box::new(download)) }), Some(len))
+    Body::stream(chunks(download), Some(len))
 }
 
 /// A body for a blob that cannot be kept, whole or a part that touches its tail: this reader fetches all that is missing,
@@ -85,8 +83,8 @@ pub fn verified_by_itself(
         Wanted::Whole => (0, length),
         Wanted::Part(range) => (range.start, Some(range.end())),
     };
-    let way = Way::Spill(Box::new(SpillReader::new(digest, download, spill, start, end)));
-    Body::stream(chunks(Detached { way }), end.map(|end| end - start))
+    let reader = SpillReader::new(digest, download, spill, start, end);
+    Body::stream(chunks(reader), end.map(|end| end - start))
 }
 
 /// Something that yields a body's chunks.
@@ -103,6 +101,12 @@ fn chunks(source: impl Chunks + 'static) -> impl futures_util::Stream<Item = Res
             Err(error) => Some((Err(error), None)),
         }
     })
+}
+
+impl Chunks for Download {
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
+        Ok(Self::next(self).await.map_err(BodyError::new)?.map(Chunk::Bytes))
+    }
 }
 
 struct Reader {
@@ -126,11 +130,9 @@ enum Way {
 
 impl Reader {
     fn taking_the_short_way(mut self, progress: &Progress<FillError>, far: u64) -> Self {
-        let Some(length) = progress.length() else { return self };
-        let tail = length.saturating_sub(HELD_BACK);
+        let (Some(length), Some(tail)) = (progress.length(), progress.tail()) else { return self };
         let ahead = self.position.saturating_sub(progress.readable());
-        let verified = matches!(progress, Progress::Verified { .. });
-        if !verified && !self.whole && ahead > far && self.position < tail {
+        if !self.whole && ahead > far && self.position < tail {
             let until = self.end.unwrap_or(tail).min(tail);
             tracing::debug!(digest = %self.flight.digest, offset = self.position, ahead, "a range far ahead: asking upstream for it");
             let origin = Origin { length: Some(length), etag: None };
@@ -152,23 +154,20 @@ impl Reader {
         Some(Chunk::Region(region))
     }
 
-    /// The fill ran out of disk: this reader goes on by itself.
+    /// The fill cannot be kept: this reader goes on by itself.
     fn leave(&mut self, spill: &Arc<Spill>) {
-        let origin = spill.origin.clone();
-        let tail = origin.length.map_or(0, |length| length.saturating_sub(HELD_BACK));
+        let (origin, reason) = (spill.origin.clone(), spill.cause.as_str());
+        let shortest =
+            origin.length.into_iter().chain(self.flight.expected).min().filter(|_| origin.length.is_some());
+        let tail = shortest.map_or(0, |length| length.saturating_sub(HELD_BACK));
         self.way = match self.end {
             Some(end) if !self.whole && end <= tail => {
-                Way::Through(Box::new(self.download(self.position, origin).until(end).uncached(DISK_FULL)))
+                Way::Through(Box::new(self.download(self.position, origin).until(end).uncached(reason)))
             }
             end => {
-                let download = self.download(spill.written, origin).uncached(DISK_FULL);
-                Way::Spill(Box::new(SpillReader::new(
-                    self.flight.digest,
-                    download,
-                    spill,
-                    self.position,
-                    end,
-                )))
+                let download = self.download(spill.written, origin).uncached(reason);
+                let digest = self.flight.digest;
+                Way::Spill(Box::new(SpillReader::new(digest, download, spill, self.position, end)))
             }
         };
     }
@@ -198,7 +197,7 @@ impl Chunks for Reader {
             let position = self.position;
             let progress = self.watermark.wait_until(|progress| progress.readable() > position).await;
             match progress {
-                Progress::Failed(FillError::NoSpace(spill)) => self.leave(&spill),
+                Progress::Failed(FillError::NotKept(spill)) => self.leave(&spill),
                 Progress::Failed(error) => return Err(BodyError::new(error)),
                 Progress::Verified { len } if self.end.is_none() => self.end = Some(len),
                 progress => {
@@ -211,21 +210,6 @@ impl Chunks for Reader {
                     }
                 }
             }
-        }
-    }
-}
-
-/// A reader that has no flight.
-struct Detached {
-    way: Way,
-}
-
-impl Chunks for Detached {
-    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
-        match &mut self.way {
-            Way::File => Ok(None),
-            Way::Through(download) => Ok(download.next().await.map_err(BodyError::new)?.map(Chunk::Bytes)),
-            Way::Spill(spill) => spill.next().await,
         }
     }
 }
@@ -288,24 +272,6 @@ impl SpillReader {
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
-        loop {
-            if self.end.is_some_and(|end| self.at >= end) {
-                return Ok(None);
-            }
-            if let Some(chunk) = self.pop() {
-                return Ok(Some(chunk));
-            }
-            if self.verified {
-                return Ok(None);
-            }
-            match self.download.next().await.map_err(BodyError::new)? {
-                Some(bytes) => self.take(bytes),
-                None => self.judge()?,
-            }
-        }
-    }
-
     fn take(&mut self, bytes: Bytes) {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&bytes);
@@ -322,6 +288,26 @@ impl SpillReader {
             }
             Some(actual) => Err(BodyError::new(FillError::digest(self.digest, actual))),
             None => Err(BodyError::new(FillError::Abandoned)),
+        }
+    }
+}
+
+impl Chunks for SpillReader {
+    async fn next(&mut self) -> Result<Option<Chunk>, BodyError> {
+        loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(None);
+            }
+            if let Some(chunk) = self.pop() {
+                return Ok(Some(chunk));
+            }
+            if self.verified {
+                return Ok(None);
+            }
+            match self.download.next().await.map_err(BodyError::new)? {
+                Some(bytes) => self.take(bytes),
+                None => self.judge()?,
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Why a fill failed.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::oci::{Digest, Hasher};
 use crate::store::ingest::Origin;
@@ -47,9 +49,9 @@ pub enum FillError {
         /// What came.
         actual: Box<Digest>,
     },
-    /// The disk is full. Readers go on from upstream.
-    #[error("no space left in the cache after {} bytes", .0.written)]
-    NoSpace(Arc<Spill>),
+    /// It cannot be kept. Readers go on from upstream.
+    #[error("the blob cannot be kept: {}, {} bytes written", .0.cause, .0.written)]
+    NotKept(Arc<Spill>),
     /// The disk failed.
     #[error("cannot {operation}: {cause}")]
     Disk {
@@ -58,17 +60,54 @@ pub enum FillError {
         /// The system's word.
         cause: Arc<io::Error>,
     },
-    /// Another process had the fill, and gave it up.
-    #[error("the process that was filling gave up")]
-    OwnerGaveUp,
+    /// Another process has the fill, and does not move.
+    #[error("the process that is filling has not moved for {0:?}")]
+    OwnerStalls(Duration),
+    /// Too many fills from this upstream are under way.
+    #[error("too many fills from this upstream are under way")]
+    Busy,
     /// The leader vanished.
     #[error("the fill was abandoned")]
     Abandoned,
 }
 
-/// What a fill had when the disk was full: enough for each reader to go on from upstream and still verify.
+/// Why a blob is served and not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillCause {
+    /// The disk, or a quota, is full.
+    DiskFull,
+    /// It is larger than the cache may ever become.
+    TooLarge,
+    /// The process that was filling gave up.
+    OwnerGaveUp,
+}
+
+impl SpillCause {
+    /// A stable word for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::DiskFull => "disk_full",
+            Self::TooLarge => "too_large",
+            Self::OwnerGaveUp => "owner_gave_up",
+        }
+    }
+}
+
+impl fmt::Display for SpillCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DiskFull => "the cache's disk is full",
+            Self::TooLarge => "it is larger than the cache may become",
+            Self::OwnerGaveUp => "the process that was filling gave up",
+        })
+    }
+}
+
+/// What a fill had when it had to be given up: enough for each reader to go on from upstream and still verify.
 #[derive(Debug)]
 pub struct Spill {
+    /// Why nothing is kept.
+    pub cause: SpillCause,
     /// The file with what was written; `None` if not even that could be made.
     pub file: Option<Arc<File>>,
     /// Bytes in the file.
@@ -88,9 +127,10 @@ impl FillError {
             Self::Short { .. } => "short",
             Self::Misplaced { .. } => "misplaced",
             Self::Digest { .. } => "digest",
-            Self::NoSpace(_) => "no_space",
+            Self::NotKept(spill) => spill.cause.as_str(),
             Self::Disk { .. } => "disk",
-            Self::OwnerGaveUp => "owner_gave_up",
+            Self::OwnerStalls(_) => "owner_stalls",
+            Self::Busy => "busy",
             Self::Abandoned => "abandoned",
         }
     }

@@ -11,9 +11,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
+use tokio::sync::Semaphore;
 
 use super::error::FillError;
 use crate::metrics::Metrics;
@@ -21,6 +22,13 @@ use crate::oci::{Digest, RepositoryName};
 use crate::store::ingest::Origin;
 use crate::upstream::{BlobBody, BlobRequest, BlobResponse, EndpointChoice, Upstream, UpstreamError};
 
+/// Fetches from one upstream at once; further ones wait for their turn.
+pub const TURNS: usize = 128;
+/// Until upstream has answered, nobody has been sent a header: no further try begins after this time, because clients
+/// turn to their next host rather than wait.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// Until upstream has answered, a longer `Retry-After` than this is passed on instead of waited for.
+const RETRY_AFTER_AT_FIRST: Duration = Duration::from_secs(2);
 /// Failures of one download in all.
 const STUMBLES_MAX: u32 = 100;
 /// Bytes after which earlier failures are forgiven.
@@ -41,6 +49,8 @@ pub struct Source {
     pub repository: RepositoryName,
     /// Failures in a row that are overcome.
     pub retries: u32,
+    /// A permit for each fetch that may be under way from this upstream: [`TURNS`].
+    pub turns: Arc<Semaphore>,
     /// Where bytes received are counted.
     pub metrics: Metrics,
 }
@@ -60,6 +70,8 @@ pub struct Download {
     endpoint: EndpointChoice,
     /// Set once upstream refused a range: from then on everything is asked for.
     whole: bool,
+    /// Whether the length is upstream's word, or only a manifest's.
+    length_announced: bool,
     /// Whether upstream's headers have once fitted what is known.
     accepted: bool,
     failures: u32,
@@ -67,6 +79,11 @@ pub struct Download {
     since_failure: u64,
     received: Arc<AtomicU64>,
     uncached: Option<&'static str>,
+    /// The length that a manifest says, for an upstream that announces none.
+    expected: Option<u64>,
+    /// The endpoint that answered last.
+    answered_by: Option<usize>,
+    begun: Instant,
 }
 
 impl Download {
@@ -82,12 +99,16 @@ impl Download {
             at: from,
             endpoint: EndpointChoice::First,
             whole: false,
+            length_announced: true,
             accepted: false,
             failures: 0,
             stumbles: 0,
             since_failure: 0,
             received,
             uncached: None,
+            expected: None,
+            answered_by: None,
+            begun: Instant::now(),
         }
     }
 
@@ -103,6 +124,35 @@ impl Download {
     pub fn uncached(mut self, reason: &'static str) -> Self {
         self.uncached = Some(reason);
         self
+    }
+
+    /// What a manifest says about the length. It counts only if upstream announces none.
+    #[must_use]
+    pub fn expecting(mut self, length: Option<u64>) -> Self {
+        self.expected = length;
+        self
+    }
+
+    /// Begins with another endpoint than this one.
+    #[must_use]
+    pub fn avoiding(mut self, endpoint: Option<usize>) -> Self {
+        if let Some(endpoint) = endpoint {
+            self.endpoint = EndpointChoice::After(endpoint);
+        }
+        self
+    }
+
+    /// The endpoint that answered last.
+    pub fn endpoint(&self) -> Option<usize> {
+        self.answered_by
+    }
+
+    /// What upstream announced: without what only a manifest says.
+    pub fn announced(&self) -> Origin {
+        Origin {
+            length: self.origin.length.filter(|_| self.length_announced),
+            etag: self.origin.etag.clone(),
+        }
     }
 
     /// What is known of the source; complete once [`Download::open`] has returned.
@@ -192,6 +242,7 @@ impl Download {
         };
         let empty = Digest::of(self.digest.algorithm(), &[]);
         if total == Some(0) && self.digest != empty {
+            self.answered_by = Some(endpoint);
             return Err(FillError::digest(self.digest, empty));
         }
         if at > self.next || (partial.is_some() && !ranged) {
@@ -215,7 +266,12 @@ impl Download {
         }
         self.endpoint = EndpointChoice::After(endpoint);
         self.at = at;
-        self.origin.length = self.origin.length.or(total);
+        if self.origin.length.is_none() {
+            self.length_announced = total.is_some();
+            // A manifest that calls a blob empty which is not cannot be right.
+            self.origin.length = total.or(self.expected.filter(|length| *length > 0 || self.digest == empty));
+        }
+        self.answered_by = Some(endpoint);
         if etag.is_some() {
             self.origin.etag = etag;
         }
@@ -269,9 +325,16 @@ impl Download {
         };
         let refused = matches!(error, FillError::Upstream(UpstreamError::RangeNotSatisfiable { .. }));
         let contradicted = !self.accepted && (refused || matches!(error, FillError::Length { .. }));
+        // A part of which upstream would send all from the start again: its reader has a better way.
+        let unranged = self.until.is_some() && matches!(error, FillError::Misplaced { .. });
+        let impatient = !self.accepted
+            && (self.begun.elapsed() > OPEN_PATIENCE
+                || asked_to_wait.is_some_and(|wait| wait > RETRY_AFTER_AT_FIRST));
         let hopeless = self.failures > self.source.retries
             || self.stumbles > STUMBLES_MAX
             || contradicted
+            || unranged
+            || impatient
             || asked_to_wait.is_some_and(|wait| wait > RETRY_AFTER_MAX)
             || !(error.is_retryable() || refused);
         if hopeless {

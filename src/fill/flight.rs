@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use lru::LruCache;
 use tokio::sync::Semaphore;
 
 use super::error::FillError;
@@ -20,8 +22,12 @@ use crate::oci::Digest;
 use crate::store::{Store, StoredRepository};
 use crate::watermark::{self, Progress};
 
-/// Fills that run at once; further ones wait for their turn.
-pub const FILLS_MAX: usize = 256;
+/// Fills that are claimed at once: an interrupted one is hashed again as it is claimed.
+const CLAIMS_AT_ONCE: usize = 4;
+/// Blob sizes that manifests told, remembered at most.
+const SIZES_MAX: usize = 65_536;
+/// Endpoints that sent wrong bytes, remembered at most.
+const SUSPECTS_MAX: usize = 1024;
 /// What all fills together may have received and not yet written, in KiB.
 const BUFFERS_KIB: usize = 32 * 1024;
 
@@ -29,8 +35,12 @@ const BUFFERS_KIB: usize = 32 * 1024;
 pub struct Fills {
     pub(super) store: Arc<Store>,
     pub(super) metrics: Metrics,
-    pub(super) turns: Semaphore,
+    pub(super) claims: Semaphore,
     pub(super) buffers: Arc<Semaphore>,
+    /// What manifests of a repository say about the sizes of its blobs: upstream may not announce them.
+    sizes: Mutex<LruCache<(StoredRepository, Digest), u64>>,
+    /// Which endpoint sent something else under a digest: another one is asked first the next time.
+    suspects: Mutex<LruCache<Digest, usize>>,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
 }
 
@@ -51,6 +61,8 @@ pub struct Flight {
     pub repository: StoredRepository,
     /// Where it comes from.
     pub source: Source,
+    /// What a manifest of the repository says about its length, in bytes.
+    pub expected: Option<u64>,
     /// Bytes received from upstream so far.
     pub received: Arc<AtomicU64>,
     pub(super) reader: watermark::Reader<FillError>,
@@ -63,8 +75,10 @@ impl Fills {
         Self {
             store,
             metrics,
-            turns: Semaphore::new(FILLS_MAX),
+            claims: Semaphore::new(CLAIMS_AT_ONCE),
             buffers: Arc::new(Semaphore::new(BUFFERS_KIB)),
+            sizes: Mutex::new(LruCache::new(nonzero(SIZES_MAX))),
+            suspects: Mutex::new(LruCache::new(nonzero(SUSPECTS_MAX))),
             flights: Mutex::new(HashMap::new()),
         }
     }
@@ -76,11 +90,11 @@ impl Fills {
 
     /// The fill of `digest` that is under way, if there is one.
     pub fn current(&self, digest: &Digest) -> Option<Arc<Flight>> {
-        let flights = self.lock();
+        let flights = lock(&self.flights);
         flights.get(digest).filter(|flight| !has_failed(flight)).cloned()
     }
 
-    /// Joins the fill of `digest`, or begins it, on this worker. `length` is what a manifest says about it.
+    /// Joins the fill of `digest`, or begins it, on this worker.
     ///
     /// Must be called inside a `LocalSet`. The caller has established that `repository` may ask `source` for it; if it
     /// joins a fill of another repository, the right of its own must have been asked about.
@@ -89,9 +103,8 @@ impl Fills {
         digest: Digest,
         repository: StoredRepository,
         source: Source,
-        length: Option<u64>,
     ) -> (Arc<Flight>, Role) {
-        let mut flights = self.lock();
+        let mut flights = lock(&self.flights);
         let entry = flights.entry(digest);
         if let Entry::Occupied(occupied) = &entry
             && !has_failed(occupied.get())
@@ -99,8 +112,10 @@ impl Fills {
             return (Arc::clone(occupied.get()), Role::Joined);
         }
         let (writer, reader) = watermark::channel();
+        let expected = lock(&self.sizes).get(&(repository.clone(), digest)).copied();
         let flight = Arc::new(Flight {
             digest,
+            expected,
             repository,
             source,
             received: Arc::new(AtomicU64::new(0)),
@@ -109,26 +124,39 @@ impl Fills {
         });
         entry.insert_entry(Arc::clone(&flight));
         drop(flights);
-        tokio::task::spawn_local(lead::lead(Arc::clone(self), Arc::clone(&flight), writer, length));
+        tokio::task::spawn_local(lead::lead(Arc::clone(self), Arc::clone(&flight), writer));
         (flight, Role::Leader)
     }
 
-    /// Whether a fill of `digest` is under way.
-    pub fn is_filling(&self, digest: &Digest) -> bool {
-        self.lock().contains_key(digest)
+    /// Remembers what a manifest of `repository` says about the sizes of blobs.
+    pub fn remember_sizes(&self, repository: &StoredRepository, sizes: impl Iterator<Item = (Digest, u64)>) {
+        let mut remembered = lock(&self.sizes);
+        for (digest, size) in sizes {
+            remembered.put((repository.clone(), digest), size);
+        }
+    }
+
+    /// The endpoint that sent something else under this digest the last time.
+    pub(super) fn suspect(&self, digest: &Digest) -> Option<usize> {
+        lock(&self.suspects).get(digest).copied()
+    }
+
+    /// Draws the consequences of a failure: what a manifest said may be wrong, and so may be the endpoint.
+    pub(super) fn distrust(&self, flight: &Flight, error: &FillError, endpoint: Option<usize>) {
+        if matches!(error, FillError::Digest { .. } | FillError::Short { .. }) {
+            lock(&self.sizes).pop(&(flight.repository.clone(), flight.digest));
+        }
+        if let (FillError::Digest { .. }, Some(endpoint)) = (error, endpoint) {
+            lock(&self.suspects).put(flight.digest, endpoint);
+        }
     }
 
     pub(super) fn land(&self, flight: &Arc<Flight>) {
-        if let Entry::Occupied(occupied) = self.lock().entry(flight.digest)
+        if let Entry::Occupied(occupied) = lock(&self.flights).entry(flight.digest)
             && Arc::ptr_eq(occupied.get(), flight)
         {
             occupied.remove();
         }
-    }
-
-    /// A panic while the map is locked cannot leave it inconsistent: each change is one map operation.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,4 +184,13 @@ impl Flight {
 
 fn has_failed(flight: &Flight) -> bool {
     matches!(flight.progress(), Progress::Failed(_))
+}
+
+/// A panic while a map is locked cannot leave it inconsistent: each change is one map operation.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn nonzero(n: usize) -> NonZeroUsize {
+    NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN)
 }

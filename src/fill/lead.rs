@@ -1,61 +1,59 @@
 //! The leader of a fill: claim, fetch, write and hash, verify, publish.
 //!
-//! Receiving and writing go on at once, as two halves of one task joined by a channel. The writing half collects what has
-//! come into batches of up to [`BATCH`] bytes and gives each to a store thread, which writes and hashes it; the watermark
-//! advances after each. What is received and not yet written is bounded to [`FILL_BUFFER_KIB`] a fill and, by the
-//! semaphore of [`Fills`], in all; then the leader stops reading and TCP slows upstream down.
-//!
-//! The verdict (the digest) comes before publication, and readers get the blob's tail with the verdict: publication
-//! is durable because nobody waits for it.
+//! Receiving and writing go on at once, as two halves of one task joined by a channel ([`super::pump`]). The verdict (the
+//! digest) comes before publication, and readers get the blob's tail with the verdict: publication is durable because
+//! nobody waits for it.
 //!
 //! If another process owns the fill, the leader follows its file instead, and takes over where it stops.
+//!
+//! **A file is written once, from front to end.** When what is known of the blob turns out wrong, the fill is discarded and
+//! a new file begun; readers of the old one fail. Whoever follows a file, in this process or another, never sees its
+//! bytes change.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-
-use super::error::{FillError, Spill, is_no_space};
+use super::error::{FillError, Spill, SpillCause, is_no_space};
 use super::fetch::Download;
 use super::flight::{Fills, Flight};
+use super::pump::{Pump, WriteFailure};
 use crate::oci::Hasher;
 use crate::store::ingest::{self, Claim, Followed, Follower, Ingest, Origin};
-use crate::store::{LinkKind, Reservation, Usage, on_store_thread};
+use crate::store::{LinkKind, Reservation, on_store_thread};
 use crate::upstream::UpstreamError;
 use crate::watermark::Writer;
 
-/// What one fill may have received and not yet written, in KiB.
-const FILL_BUFFER_KIB: usize = 4 * 1024;
-/// What goes to a store thread at once, in bytes.
-const BATCH: usize = 1 << 20;
-/// How often the file of a fill that another process owns is looked at.
-const FOLLOW_EVERY: Duration = Duration::from_millis(10);
+/// How often a fill is begun anew before it counts as failed.
+const CLAIMS_MAX: usize = 8;
+/// How long a fill waits for its turn at its upstream.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How often the file of a fill that another process owns is looked at: while it moves, and at least.
+const FOLLOW_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+/// How long another process's fill may stand still before its followers give up.
+const FOLLOW_STALL_MAX: Duration = Duration::from_mins(2);
+/// What is asked of the evictor when the disk is full and the blob's length is not known, in bytes.
+const NEED_UNKNOWN: u64 = 256 << 20;
 
 /// Leads `flight` to its end. Cancelled, it leaves a fill that can be resumed, and readers that fail.
-pub(super) async fn lead(
-    fills: Arc<Fills>,
-    flight: Arc<Flight>,
-    writer: Writer<FillError>,
-    length: Option<u64>,
-) {
+pub(super) async fn lead(fills: Arc<Fills>, flight: Arc<Flight>, writer: Writer<FillError>) {
     let begun = Instant::now();
     fills.metrics.fill_started();
-    let leader = Leader { fills: &fills, flight: &flight, writer: &writer, length };
+    let mut landing = Landing { fills: &fills, flight: &flight, outcome: "abandoned" };
+    let space = Reservation::begin(&fills.store, flight.digest);
+    let leader = Leader { fills: &fills, flight: &flight, writer: &writer, space };
     let outcome = leader.fill().await;
-    // Out of the map first: who asks from here on begins anew instead of inheriting the failure.
-    fills.land(&flight);
+    landing.outcome = if outcome.is_ok() { "verified" } else { "failed" };
+    // Out of the map before readers hear of it: who asks from here on begins anew instead of inheriting a failure.
+    drop(landing);
     let (digest, upstream) = (&flight.digest, flight.source.upstream.name());
     let received = flight.bytes_received();
     match outcome {
         Ok(len) => {
-            fills.metrics.fill_ended("verified");
             let ms = begun.elapsed().as_millis();
             tracing::debug!(%digest, upstream, repository = %flight.repository, len, received, ms, "filled");
         }
         Err(error) => {
-            fills.metrics.fill_ended("failed");
             fills.metrics.fill_failed(error.reason());
             tracing::warn!(
                 %digest, upstream, repository = %flight.repository, received, reason = error.reason(), %error, "fill failed"
@@ -65,39 +63,77 @@ pub(super) async fn lead(
     }
 }
 
+/// Takes a flight out of the map at its end, whichever that is.
+struct Landing<'a> {
+    fills: &'a Fills,
+    flight: &'a Arc<Flight>,
+    outcome: &'static str,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.fills.land(self.flight);
+        self.fills.metrics.fill_ended(self.outcome);
+    }
+}
+
 struct Leader<'a> {
     fills: &'a Arc<Fills>,
     flight: &'a Arc<Flight>,
     writer: &'a Writer<FillError>,
-    length: Option<u64>,
+    space: Reservation,
+}
+
+/// What following another process's fill led to.
+enum Following {
+    Published(u64),
+    /// It is ours now. The flag: readers of this process have been given bytes of it.
+    TakenOver(Box<Ingest>, bool),
+    Removed,
 }
 
 impl Leader<'_> {
     /// The blob's length, once it is verified and (unless that failed, which is logged) published.
     async fn fill(&self) -> Result<u64, FillError> {
-        loop {
-            let digest = self.flight.digest;
-            let claim = self.fills.store.blocking(move |store| ingest::claim(store.layout(), &digest)).await;
-            match claim {
-                Ok(Claim::Leader(ingest)) => return self.fetch(ingest).await,
-                Ok(Claim::Stored) => return self.stored().await,
-                Ok(Claim::Follower(follower)) => match self.follow(follower).await? {
-                    Following::Published(len) => return Ok(len),
-                    Following::TakenOver(ingest) => return self.fetch(ingest).await,
-                    Following::Removed => {}
+        for _ in 0..CLAIMS_MAX {
+            let filled = match self.claim().await? {
+                Claim::Leader(ingest) => self.fetch(ingest, false).await?,
+                Claim::Stored => self.stored().await?,
+                Claim::Follower(follower) => match self.follow(follower).await? {
+                    Following::Published(len) => Some(len),
+                    Following::TakenOver(ingest, seen) => self.fetch(ingest, seen).await?,
+                    Following::Removed => None,
                 },
-                Err(error) if is_no_space(&error) => {
-                    let hasher = Hasher::new(digest.algorithm());
-                    let origin = Origin { length: self.length, etag: None };
-                    return Err(self.no_space(Spill { file: None, written: 0, hasher, origin }));
-                }
-                Err(error) => return Err(FillError::disk("begin the fill", error)),
+            };
+            if let Some(len) = filled {
+                return Ok(len);
             }
         }
+        Err(FillError::disk("begin the fill", io::Error::other("it kept changing under us")))
     }
 
-    /// Another process published it between our look and our claim.
-    async fn stored(&self) -> Result<u64, FillError> {
+    async fn claim(&self) -> Result<Claim, FillError> {
+        // What was interrupted is hashed again in here, which may take long: not on every store thread at once.
+        let _turn = self.fills.claims.acquire().await.map_err(|_| FillError::Abandoned)?;
+        let digest = self.flight.digest;
+        let claim = self.fills.store.blocking(move |store| ingest::claim(store.layout(), &digest)).await;
+        claim.map_err(|error| {
+            if is_no_space(&error) {
+                self.not_kept(
+                    SpillCause::DiskFull,
+                    None,
+                    0,
+                    Hasher::new(digest.algorithm()),
+                    Origin::default(),
+                )
+            } else {
+                FillError::disk("begin the fill", error)
+            }
+        })
+    }
+
+    /// Another process published it between our look and our claim. `None`: and it is gone again.
+    async fn stored(&self) -> Result<Option<u64>, FillError> {
         self.ask_permission().await?;
         self.link().await;
         let path = self.fills.store.layout().blob(&self.flight.digest);
@@ -106,238 +142,209 @@ impl Leader<'_> {
             let len = file.metadata()?.len();
             Ok((file, len))
         });
-        let (file, len) = opened.await.map_err(|error| FillError::disk("open the blob", error))?;
-        let _ = self.flight.file.set(Arc::new(file));
-        self.writer.verified(len);
-        Ok(len)
+        match opened.await {
+            Ok((file, len)) => {
+                let _ = self.flight.file.set(Arc::new(file));
+                self.writer.verified(len);
+                Ok(Some(len))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FillError::disk("open the blob", error)),
+        }
     }
 
-    async fn fetch(&self, mut ingest: Box<Ingest>) -> Result<u64, FillError> {
+    /// Fetches what is missing. `seen`: readers have been given bytes of this very file. `None`: what was there is of no
+    /// use and gone, and the fill is to be begun anew.
+    async fn fetch(&self, ingest: Box<Ingest>, seen: bool) -> Result<Option<u64>, FillError> {
         let flight = self.flight;
-        // Closed never: the semaphore lives as long as `fills`.
-        let _turn = self.fills.turns.acquire().await.map_err(|_| FillError::Abandoned)?;
-        let mut origin = ingest.origin().clone();
-        origin.length = origin.length.or(self.length);
-        let mut resumed = ingest.written();
+        let turn = Arc::clone(&flight.source.turns).acquire_owned();
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN_WAIT_MAX, turn).await else {
+            return Err(FillError::Busy);
+        };
+        let resumed = ingest.written();
         if resumed > 0 {
             tracing::info!(digest = %flight.digest, offset = resumed, "resuming an interrupted fill");
         }
-        let whole = origin.length == Some(resumed);
-        let mut download = Download::new(
+        if ingest.verify().is_ok() {
+            self.ask_permission().await?;
+            self.link().await;
+            let _ = flight.file.set(ingest.file());
+            return self.finish(ingest).await.map(Some);
+        }
+        let mut download = self.download(&ingest);
+        if let Err(error) = download.open().await {
+            let contradicted = resumed > 0 && contradicts(&error);
+            if resumed == 0 || contradicted {
+                discard(ingest).await;
+            }
+            if contradicted && !seen {
+                tracing::info!(digest = %flight.digest, %error, "what was fetched before does not fit any more: beginning anew");
+                return Ok(None);
+            }
+            return Err(error);
+        }
+        let length = download.origin().length;
+        if length.is_some_and(|length| length > self.fills.store.usage().limit()) {
+            discard(ingest).await;
+            let hasher = Hasher::new(flight.digest.algorithm());
+            return Err(self.not_kept(SpillCause::TooLarge, None, 0, hasher, download.origin().clone()));
+        }
+        self.link().await;
+        self.space.announce(length.unwrap_or(0));
+        let ingest = noted(ingest, download.announced()).await?;
+        let _ = flight.file.set(ingest.file());
+        self.writer.advance(resumed, length, flight.expected);
+        self.pump(download, ingest).await.map(Some)
+    }
+
+    fn download(&self, ingest: &Ingest) -> Download {
+        let flight = self.flight;
+        let (written, origin) = (ingest.written(), ingest.origin().clone());
+        let download = Download::new(
             flight.source.clone(),
             flight.digest,
-            resumed,
+            written,
             origin,
             Arc::clone(&flight.received),
         );
-        let opened = if whole { self.ask_permission().await } else { download.open().await };
-        match opened {
-            Ok(()) => {}
-            Err(error) if contradicts(&error) => {
-                // No reader has seen anything of it yet: what was noted of upstream goes, and the fill begins anew.
-                tracing::info!(digest = %flight.digest, %error, "what is known of the blob does not hold any more: beginning anew");
-                ingest = restarted(ingest).await?;
-                resumed = 0;
-                let origin = Origin::default();
-                download = Download::new(
-                    flight.source.clone(),
-                    flight.digest,
-                    0,
-                    origin,
-                    Arc::clone(&flight.received),
-                );
-                if let Err(error) = download.open().await {
-                    discard(ingest).await;
-                    return Err(error);
-                }
-            }
-            Err(error) => {
-                if resumed == 0 {
-                    discard(ingest).await;
-                }
-                return Err(error);
-            }
-        }
-        let length = download.origin().length;
-        let noted = download.origin().clone();
-        self.link().await;
-        ingest = on_store_thread(move || {
-            ingest.set_origin(noted);
-            Ok(ingest)
-        })
-        .await
-        .map_err(|error| FillError::disk("note the fill's source", error))?;
-        let _space = self.reserve(length);
-        let _ = flight.file.set(ingest.file());
-        self.writer.advance(resumed, length);
+        download.expecting(flight.expected).avoiding(self.fills.suspect(&flight.digest))
+    }
 
-        let (received, written) = self.pump(&mut download, ingest, length).await;
+    /// Receives and writes to the end, then judges.
+    async fn pump(&self, mut download: Download, ingest: Box<Ingest>) -> Result<u64, FillError> {
+        let length = download.origin().length;
+        let advance = |written| self.writer.advance(written, length, self.flight.expected);
+        let pump = Pump { buffers: &self.fills.buffers, advance };
+        let (received, written) = pump.run(&mut download, ingest).await;
         let ingest = match written {
             Ok(ingest) => ingest,
-            Err((error, Some(ingest))) if is_no_space(&error) => {
+            Err(WriteFailure { error, ingest: Some(ingest) }) if is_no_space(&error) => {
                 let (file, written, hasher) = (Some(ingest.file()), ingest.written(), ingest.hasher());
                 discard(ingest).await;
                 let origin = download.origin().clone();
-                return Err(self.no_space(Spill { file, written, hasher, origin }));
+                return Err(self.not_kept(SpillCause::DiskFull, file, written, hasher, origin));
             }
-            Err((error, _)) => return Err(FillError::disk("write the fill", error)),
+            Err(WriteFailure { error, ingest }) => {
+                // After a failed write nothing that the file holds is to be believed.
+                if let Some(ingest) = ingest {
+                    discard(ingest).await;
+                }
+                return Err(FillError::disk("write the fill", error));
+            }
         };
         if let Err(error) = received {
+            self.fills.distrust(self.flight, &error, download.endpoint());
             self.keep_for_later(ingest, &error).await;
             return Err(error);
         }
-        self.finish(ingest).await
-    }
-
-    /// Both halves; each ends when the other does.
-    async fn pump(
-        &self,
-        download: &mut Download,
-        ingest: Box<Ingest>,
-        length: Option<u64>,
-    ) -> (Result<(), FillError>, Result<Box<Ingest>, WriteFailure>) {
-        // Bounded by the semaphores, in bytes; the channel itself need not be.
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let room = Arc::new(Semaphore::new(FILL_BUFFER_KIB));
-        tokio::join!(self.receive(download, sender, room), self.write(receiver, ingest, length))
-    }
-
-    async fn receive(
-        &self,
-        download: &mut Download,
-        sender: mpsc::UnboundedSender<Buffered>,
-        room: Arc<Semaphore>,
-    ) -> Result<(), FillError> {
-        while let Some(bytes) = download.next().await? {
-            let kib = u32::try_from(bytes.len().div_ceil(1024).clamp(1, FILL_BUFFER_KIB)).unwrap_or(1);
-            let own = Arc::clone(&room).acquire_many_owned(kib).await.map_err(|_| FillError::Abandoned)?;
-            let shared = Arc::clone(&self.fills.buffers);
-            let shared = shared.acquire_many_owned(kib).await.map_err(|_| FillError::Abandoned)?;
-            if sender.send(Buffered { bytes, room: (own, shared) }).is_err() {
-                return Ok(()); // the writing half failed, and says why
-            }
+        let judged = self.finish(ingest).await;
+        if let Err(error) = &judged {
+            self.fills.distrust(self.flight, error, download.endpoint());
         }
-        Ok(())
-    }
-
-    async fn write(
-        &self,
-        mut receiver: mpsc::UnboundedReceiver<Buffered>,
-        mut ingest: Box<Ingest>,
-        length: Option<u64>,
-    ) -> Result<Box<Ingest>, WriteFailure> {
-        while let Some(first) = receiver.recv().await {
-            let mut batch = vec![first.bytes];
-            let mut rooms = vec![first.room];
-            let mut size = batch[0].len();
-            while size < BATCH
-                && let Ok(more) = receiver.try_recv()
-            {
-                size += more.bytes.len();
-                batch.push(more.bytes);
-                rooms.push(more.room);
-            }
-            let work = on_store_thread(move || {
-                let result = ingest.append(&batch);
-                drop(rooms);
-                Ok((ingest, result))
-            });
-            let (returned, result) = work.await.map_err(|error| (error, None))?;
-            ingest = returned;
-            if let Err(error) = result {
-                return Err((error, Some(ingest)));
-            }
-            self.writer.advance(ingest.written(), length);
-        }
-        Ok(ingest)
+        judged
     }
 
     /// The verdict, then publication.
     async fn finish(&self, ingest: Box<Ingest>) -> Result<u64, FillError> {
+        let digest = self.flight.digest;
         if let Err(actual) = ingest.verify() {
             discard(ingest).await;
-            return Err(FillError::digest(self.flight.digest, actual));
+            return Err(FillError::digest(digest, actual));
         }
         let len = ingest.written();
         self.writer.verified(len);
         match on_store_thread(move || ingest.publish()).await {
-            Ok(added) => self.fills.store.usage().add(added),
+            Ok(added) => self.fills.store.usage().published(digest, added),
             Err(error) => {
                 self.fills.metrics.fill_failed("publish");
-                tracing::error!(digest = %self.flight.digest, %error, "a verified blob could not be published: it is served, but not kept");
+                tracing::error!(%digest, %error, "a verified blob could not be published: it is served, but not kept");
             }
         }
-        self.fills.store.forget(&self.flight.digest);
+        self.fills.store.forget(&digest);
         Ok(len)
     }
 
     async fn follow(&self, follower: Follower) -> Result<Following, FillError> {
-        tracing::debug!(digest = %self.flight.digest, "another process is filling: following it");
+        let digest = self.flight.digest;
+        tracing::debug!(%digest, "another process is filling: following it");
         let follower = Arc::new(follower);
-        let mut shown = 0;
+        let mut shown = None;
+        let (mut moved, mut pause) = (Instant::now(), FOLLOW_EVERY.0);
         loop {
             let looking = Arc::clone(&follower);
             let looked = on_store_thread(move || looking.look()).await;
             match looked.map_err(|error| FillError::disk("follow another process's fill", error))? {
-                Followed::Growing { written, origin } => {
-                    // Until the owner has noted its source, upstream has not answered it.
-                    if let Some(origin) = origin
-                        && (written > shown || shown == 0)
-                    {
-                        if shown == 0 {
-                            self.ask_permission().await?;
-                            self.link().await;
-                            let _ = self.flight.file.set(follower.file());
-                        }
-                        shown = written.max(1);
-                        self.writer.advance(written, origin.length);
+                // Until the owner has noted its source, upstream has not answered it.
+                Followed::Growing { written, origin: Some(origin) } if shown != Some(written) => {
+                    if shown.is_none() {
+                        self.show(&follower).await?;
                     }
+                    shown = Some(written);
+                    self.writer.advance(written, origin.length, self.flight.expected);
+                    (moved, pause) = (Instant::now(), FOLLOW_EVERY.0);
                 }
+                Followed::Growing { .. } => pause = (pause * 2).min(FOLLOW_EVERY.1),
                 Followed::Published { len } => {
-                    if shown == 0 {
-                        self.ask_permission().await?;
-                        self.link().await;
-                        let _ = self.flight.file.set(follower.file());
+                    if shown.is_none() {
+                        self.show(&follower).await?;
                     }
                     self.writer.verified(len);
                     return Ok(Following::Published(len));
                 }
                 Followed::TakenOver(ingest) => {
-                    tracing::info!(digest = %self.flight.digest, offset = ingest.written(), "the process that was filling is gone: taking over");
-                    return Ok(Following::TakenOver(ingest));
+                    tracing::info!(%digest, offset = ingest.written(), "the process that was filling is gone: taking over");
+                    return Ok(Following::TakenOver(ingest, shown.is_some()));
                 }
-                Followed::Removed if shown == 0 => return Ok(Following::Removed),
-                Followed::Removed => return Err(FillError::OwnerGaveUp),
+                Followed::Removed if shown.is_none() => return Ok(Following::Removed),
+                Followed::Removed => {
+                    let salvaged = on_store_thread(move || Ok((follower.file(), follower.salvage()?))).await;
+                    let (file, (hasher, origin)) = salvaged
+                        .map_err(|error| FillError::disk("go on with another process's fill", error))?;
+                    return Err(self.not_kept(
+                        SpillCause::OwnerGaveUp,
+                        Some(file),
+                        hasher.len(),
+                        hasher,
+                        origin,
+                    ));
+                }
             }
-            tokio::time::sleep(FOLLOW_EVERY).await;
+            if moved.elapsed() > FOLLOW_STALL_MAX {
+                return Err(FillError::OwnerStalls(FOLLOW_STALL_MAX));
+            }
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Lets readers see the file that another process fills: upstream must let this repository have it.
+    async fn show(&self, follower: &Follower) -> Result<(), FillError> {
+        self.ask_permission().await?;
+        self.link().await;
+        let _ = self.flight.file.set(follower.file());
+        Ok(())
     }
 
     /// Asks upstream whether this repository may have the blob, unless it is linked there already.
     async fn ask_permission(&self) -> Result<(), FillError> {
-        let (repository, digest) = (self.flight.repository.clone(), self.flight.digest);
-        let path = self.fills.store.layout().link(&repository, LinkKind::Layer, &digest);
+        let path =
+            self.fills.store.layout().link(&self.flight.repository, LinkKind::Layer, &self.flight.digest);
         if on_store_thread(move || path.try_exists()).await.unwrap_or(false) {
             return Ok(());
         }
         let source = &self.flight.source;
-        source.upstream.blob_head(&source.repository, &digest).await?;
+        source.upstream.blob_head(&source.repository, &self.flight.digest).await?;
         Ok(())
     }
 
     /// Upstream lets this repository have it: from now on the cache does too.
     async fn link(&self) {
-        let linked =
-            self.fills.store.link(&self.flight.repository, LinkKind::Layer, &self.flight.digest).await;
-        if let Err(error) = linked {
-            tracing::warn!(digest = %self.flight.digest, repository = %self.flight.repository, %error, "cannot link the blob: it will be asked for again");
+        let (digest, repository) = (&self.flight.digest, &self.flight.repository);
+        if let Err(error) = self.fills.store.link(repository, LinkKind::Layer, digest).await {
+            tracing::warn!(%digest, %repository, %error, "cannot link the blob: it will be asked for again");
         }
     }
 
-    fn reserve(&self, length: Option<u64>) -> Option<Reservation> {
-        length.map(|length| Usage::reserve(&self.fills.store, length))
-    }
-
+    /// Puts an interrupted fill aside, unless it is of no use.
     async fn keep_for_later(&self, mut ingest: Box<Ingest>, error: &FillError) {
         if ingest.written() == 0 || contradicts(error) {
             return discard(ingest).await;
@@ -351,29 +358,24 @@ impl Leader<'_> {
         }
     }
 
-    fn no_space(&self, spill: Spill) -> FillError {
+    fn not_kept(
+        &self,
+        cause: SpillCause,
+        file: Option<Arc<std::fs::File>>,
+        written: u64,
+        hasher: Hasher,
+        origin: Origin,
+    ) -> FillError {
         tracing::error!(
-            digest = %self.flight.digest, written = spill.written,
-            "the cache's disk is full: readers are served straight from upstream, nothing is kept"
+            digest = %self.flight.digest, written, reason = cause.as_str(),
+            "{cause}: readers are served straight from upstream, nothing is kept"
         );
-        self.fills.store.usage().wake();
-        FillError::NoSpace(Arc::new(spill))
+        if cause == SpillCause::DiskFull {
+            let missing = origin.length.map_or(NEED_UNKNOWN, |length| length.saturating_sub(written));
+            self.fills.store.usage().need(missing.max(1));
+        }
+        FillError::NotKept(Arc::new(Spill { cause, file, written, hasher, origin }))
     }
-}
-
-/// What was received and not yet written, with the room that it takes.
-struct Buffered {
-    bytes: Bytes,
-    room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-}
-
-/// Why writing failed, and the fill, unless its thread died with it.
-type WriteFailure = (io::Error, Option<Box<Ingest>>);
-
-enum Following {
-    Published(u64),
-    TakenOver(Box<Ingest>),
-    Removed,
 }
 
 /// Whether upstream now says something else than what was noted of it: then one of both is wrong, and a resumed fill would
@@ -388,9 +390,13 @@ fn contradicts(error: &FillError) -> bool {
     )
 }
 
-async fn restarted(mut ingest: Box<Ingest>) -> Result<Box<Ingest>, FillError> {
-    let restarting = on_store_thread(move || ingest.restart().map(|()| ingest));
-    restarting.await.map_err(|error| FillError::disk("begin the fill anew", error))
+/// Notes what upstream announced, for a later resumption.
+async fn noted(mut ingest: Box<Ingest>, origin: Origin) -> Result<Box<Ingest>, FillError> {
+    let noting = on_store_thread(move || {
+        ingest.set_origin(origin);
+        Ok(ingest)
+    });
+    noting.await.map_err(|error| FillError::disk("note the fill's source", error))
 }
 
 async fn discard(ingest: Box<Ingest>) {

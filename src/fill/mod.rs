@@ -5,8 +5,8 @@
 //! their own pace, on any worker: the file is the buffer, so neither a slow nor a vanished reader affects the fill, and
 //! memory does not grow with the blob or with the readers.
 //!
-//! **Runs at once**: up to [`flight::FILLS_MAX`] leaders; any number of readers. What the leaders have received and not
-//! yet written is bounded per fill and in all ([`lead`]).
+//! **Runs at once**: up to [`fetch::TURNS`] fetches from each upstream; any number of readers. What was received and not
+//! yet written is bounded per fill and in all ([`pump`]).
 //!
 //! **Survives a crash**: what was written, and where it was in the hash; see [`crate::store::ingest`].
 
@@ -16,6 +16,7 @@ mod error;
 pub mod fetch;
 pub mod flight;
 mod lead;
+mod pump;
 
-pub use error::{FillError, Spill};
+pub use error::{FillError, Spill, SpillCause};
 pub use flight::{Fills, Flight, Role};

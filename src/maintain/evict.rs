@@ -1,8 +1,8 @@
 //! Eviction: `cache` stays within `max_size`, and the filesystem keeps `min_free`.
 //!
-//! **Who goes first**: the blobs used longest ago (their access time, which serving sets every few minutes, or this process's own memory of it). Never one that this process is
-//! sending, one that is being filled, or anything in `local`. A blob that another process sends keeps its bytes until
-//! that process closes it: unlinking does not take an open file away.
+//! **Who goes first**: the blobs used longest ago (their access time, which serving sets every few minutes, or what this
+//! process remembers). Never one that this process is sending, one that is being filled, or anything in `local`. A blob
+//! that another process sends keeps its bytes until that process closes it: unlinking does not take an open file away.
 //!
 //! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every [`RESCAN_EVERY`]; victims come
 //! from a scan with a heap of at most [`VICTIMS_MAX`]. Links to an evicted blob stay: they remember that upstream let
@@ -12,13 +12,12 @@
 //! evicts at a time (flock on `locks/evict`). A crash loses nothing: the next scan sees what is there.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fill::Fills;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::store::Store;
@@ -47,93 +46,115 @@ pub struct EvictionOptions {
     pub min_free: u64,
 }
 
-/// Keeps the cache of `fills` within its bounds until the future is dropped.
-pub async fn run(fills: Arc<Fills>, options: EvictionOptions, metrics: Metrics) {
-    let store = Arc::clone(fills.store());
+/// Keeps `store` within its bounds until the future is dropped.
+pub async fn run(store: Arc<Store>, options: EvictionOptions, metrics: Metrics) {
     let sweeping = store.blocking(|store| recover::sweep(store.layout(), FILL_AGE)).await;
     if let Err(error) = sweeping {
         tracing::warn!(%error, "cannot sweep what a crash may have left behind");
     }
     let mut rescan = tokio::time::interval(RESCAN_EVERY);
-    let mut full_scan = true;
     loop {
-        let (fills, metrics) = (Arc::clone(&fills), metrics.clone());
-        let round = store
-            .blocking(move |store| Round { store, fills: &fills, options, metrics: &metrics }.run(full_scan));
+        // The first tick is at once: the scan at start.
+        let full_scan = tokio::select! {
+            _ = rescan.tick() => true,
+            () = store.usage().grown() => false,
+        };
+        let metrics = metrics.clone();
+        let round = store.blocking(move |store| Round { store, options, metrics: &metrics }.run(full_scan));
         if let Err(error) = round.await {
             tracing::error!(%error, "eviction failed: the cache may outgrow its bounds");
         }
         tokio::time::sleep(PAUSE).await;
-        full_scan = tokio::select! {
-            _ = rescan.tick() => true,
-            () = store.usage().grown() => false,
-        };
     }
 }
 
 struct Round<'a> {
-    store: &'a Arc<Store>,
-    fills: &'a Fills,
+    store: &'a Store,
     options: EvictionOptions,
     metrics: &'a Metrics,
 }
 
 impl Round<'_> {
     fn run(&self, full_scan: bool) -> io::Result<()> {
+        self.store.usage().set_limit(self.most()?);
         if full_scan {
             self.scan(None)?;
         }
-        if self.excess()? == 0 {
-            self.report();
-            return Ok(());
+        if self.excess()? > 0 {
+            recover::sweep(self.store.layout(), FILL_AGE_UNDER_PRESSURE)?;
         }
-        let Some(_lock) = self.lock()? else { return Ok(()) };
-        recover::sweep(self.store.layout(), FILL_AGE_UNDER_PRESSURE)?;
-        let mut freed = (0, 0);
+        // Fixed for the round: free space may rise only later, when files are closed or the filesystem commits, and
+        // measuring it again would evict for the same bytes twice.
+        let demand = self.excess()?.max(self.store.usage().take_need());
+        if demand > 0
+            && let Some(_lock) = self.lock()?
+        {
+            self.make_room(demand)?;
+        }
+        let stored = self.store.usage().stored();
+        self.metrics.stored_bytes("cache", i64::try_from(stored).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    fn make_room(&self, demand: u64) -> io::Result<()> {
+        let (mut bytes, mut blobs) = (0, 0);
         for _ in 0..SCANS_MAX {
-            let excess = self.excess()?;
-            if excess == 0 {
-                break;
-            }
             let mut victims = Vec::new();
             self.scan(Some(&mut victims))?;
-            let excess = excess.max(self.excess()?);
-            let (bytes, blobs) = self.evict(&victims, excess);
-            freed = (freed.0 + bytes, freed.1 + blobs);
-            if blobs == 0 {
+            let freed = self.evict(&victims, demand - bytes);
+            bytes += freed.0;
+            blobs += freed.1;
+            if bytes >= demand || freed.1 == 0 {
                 break;
             }
         }
-        self.metrics.evicted(freed.0, freed.1);
-        self.report();
-        let left = self.excess()?;
-        if freed.1 > 0 {
-            tracing::info!(blobs = freed.1, bytes = freed.0, stored = self.store.usage().stored(), "evicted");
+        self.metrics.evicted(bytes, blobs);
+        if blobs > 0 {
+            tracing::info!(blobs, bytes, stored = self.store.usage().stored(), "evicted");
         }
-        if left > 0 {
-            tracing::warn!(bytes = left, "the cache is over its bounds, and what is left in it is in use");
+        if bytes < demand {
+            tracing::warn!(
+                missing = demand - bytes,
+                "the cache is over its bounds, and what is left in it is in use"
+            );
         }
         Ok(())
     }
 
-    /// Bytes to free: what is over a bound, and some slack if anything is.
-    fn excess(&self) -> io::Result<u64> {
-        let usage = self.store.usage();
-        let taken = usage.stored() + usage.reserved();
-        let over_size = self.options.max_size.map_or(0, |max| over(taken, max));
-        let free = free_space(self.store)?;
-        let under_free = if free < self.options.min_free { over(self.options.min_free, free) } else { 0 };
-        Ok(over_size.max(under_free))
+    /// The most that the tree could ever hold, in bytes.
+    fn most(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(self.store.layout().root())?;
+        let whole = disk.f_blocks.saturating_mul(disk.f_frsize).saturating_sub(self.options.min_free);
+        Ok(self.options.max_size.unwrap_or(u64::MAX).min(whole))
     }
 
-    /// Sums the tree up, and collects the blobs used longest ago.
+    /// Bytes to free: what is over a bound, and some slack if anything is.
+    fn excess(&self) -> io::Result<u64> {
+        let mut fills = HashMap::new();
+        recover::scan_fills(self.store.layout(), |digest, size| {
+            fills.insert(digest, size);
+        })?;
+        let usage = self.store.usage();
+        let taken = usage.stored().saturating_add(usage.claimed(fills));
+        let max_size = self.options.max_size.unwrap_or(u64::MAX);
+        let disk = rustix::fs::statvfs(self.store.layout().root())?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let over_size = with_slack(taken.saturating_sub(max_size), max_size);
+        Ok(over_size.max(with_slack(self.options.min_free.saturating_sub(free), self.options.min_free)))
+    }
+
+    /// Sums the tree up, and collects the blobs used longest ago, the oldest first.
     fn scan(&self, victims: Option<&mut Vec<Scanned>>) -> io::Result<()> {
-        let mut total = 0;
+        let usage = self.store.usage();
+        let mut total: u64 = 0;
         // The most recently used is on top: it is the one to give way.
         let mut heap: BinaryHeap<ByUse> = BinaryHeap::new();
         let collect = victims.is_some();
+        usage.scan_begins();
         recover::scan_blobs(self.store.layout(), |mut blob| {
-            total += blob.len;
+            if usage.counts(&blob.digest) {
+                total = total.saturating_add(blob.len);
+            }
             if collect {
                 blob.used_ms = blob.used_ms.max(self.store.last_use_ms(&blob.digest));
                 heap.push(ByUse(blob));
@@ -142,7 +163,7 @@ impl Round<'_> {
                 }
             }
         })?;
-        self.store.usage().set_stored(total);
+        usage.scanned(total);
         if let Some(victims) = victims {
             *victims = heap.into_sorted_vec().into_iter().map(|ByUse(blob)| blob).collect();
         }
@@ -158,7 +179,7 @@ impl Round<'_> {
             }
             match self.remove(victim) {
                 Ok(true) => {
-                    self.store.usage().remove(victim.len);
+                    self.store.usage().removed(victim.len);
                     bytes += victim.len;
                     blobs += 1;
                 }
@@ -173,7 +194,7 @@ impl Round<'_> {
     fn remove(&self, victim: &Scanned) -> io::Result<bool> {
         let digest = &victim.digest;
         let _shard = lock_shard(self.store.layout(), digest)?;
-        if self.store.is_in_use(digest) || self.fills.is_filling(digest) {
+        if self.store.is_in_use(digest) || self.store.usage().is_filling(digest) {
             return Ok(false);
         }
         let path = self.store.layout().blob(digest);
@@ -198,11 +219,6 @@ impl Round<'_> {
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
-    }
-
-    fn report(&self) {
-        let stored = self.store.usage().stored();
-        self.metrics.stored_bytes("cache", i64::try_from(stored).unwrap_or(i64::MAX));
     }
 }
 
@@ -235,17 +251,9 @@ impl Ord for ByUse {
     }
 }
 
-/// What is to be freed so that `taken` comes under `bound` with some slack; 0 if it is not over it.
-fn over(taken: u64, bound: u64) -> u64 {
-    match taken.saturating_sub(bound) {
-        0 => 0,
-        excess => excess + bound / SLACK_DIVISOR,
-    }
-}
-
-fn free_space(store: &Store) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(store.layout().root())?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+/// What is to be freed for `excess` bytes over a bound, with some slack; 0 if it is not over it.
+fn with_slack(excess: u64, bound: u64) -> u64 {
+    if excess == 0 { 0 } else { excess.saturating_add(bound / SLACK_DIVISOR) }
 }
 
 #[cfg(test)]
@@ -254,8 +262,8 @@ mod tests {
 
     #[test]
     fn a_bound_that_holds_needs_nothing_and_a_broken_one_some_slack() {
-        assert_eq!(over(100, 100), 0);
-        assert_eq!(over(101, 100), 3);
-        assert_eq!(over(5000, 1000), 4020);
+        assert_eq!(with_slack(0, 100), 0);
+        assert_eq!(with_slack(1, 100), 3);
+        assert_eq!(with_slack(4000, 1000), 4020);
     }
 }

@@ -13,23 +13,25 @@ use http::{HeaderValue, Method, Response, Version, request};
 use super::access_log::{CacheState, Record};
 use super::deliver::{Content, Part, deliver};
 use super::handler::Worker;
+use super::manifests::gave_up;
 use super::namespace::{Registry, Remote, Target};
 use super::respond::ApiError;
 use crate::body::Body;
-use crate::fill::body::{DISK_FULL, Wanted, growing, passed_through, verified_by_itself};
+use crate::fill::body::{Wanted, growing, passed_through, verified_by_itself};
 use crate::fill::fetch::Download;
 use crate::fill::{FillError, Flight, Role, Spill};
-use crate::oci::{Digest, media_type};
+use crate::oci::{Digest, Reference, media_type};
+use crate::store::ingest::Origin;
 use crate::store::{Blob, LinkKind};
-use crate::upstream::UpstreamError;
+use crate::upstream::BlobHead;
 use crate::watermark::{HELD_BACK, Progress};
 
-/// A fill of another repository that is refused upstream is taken over by this one; bounded, as every loop.
+/// Fills of other repositories that fail before this one leads its own; bounded, as every loop.
 const FLIGHTS_MAX: usize = 4;
 
 impl Registry {
     pub(super) async fn blob(
-        &self,
+        self: &Arc<Self>,
         worker: &Worker,
         head: &request::Parts,
         target: &Target,
@@ -54,16 +56,19 @@ impl Registry {
 
     /// The blob is not here, or not for this repository.
     async fn absent_blob(
-        &self,
+        self: &Arc<Self>,
         worker: &Worker,
         head: &request::Parts,
         remote: &Remote,
         digest: &Digest,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
+        if self.is_known_absent(remote, LinkKind::Layer, &Reference::Digest(*digest)) {
+            return Err(ApiError::blob_unknown(digest));
+        }
         let held = self.cache.blob(&worker.files, digest).await;
         if let Some(blob) = held.map_err(|error| disk_error("find a blob", &error))? {
-            self.ask_for_link(remote, digest).await?;
+            self.ask_for_link(worker, remote, digest).await?;
             record.cache = CacheState::Hit;
             return self.send_stored(head, &blob);
         }
@@ -72,9 +77,9 @@ impl Registry {
         }
         let mut permitted = false;
         for _ in 0..FLIGHTS_MAX {
-            let source = remote.source(&self.metrics);
-            let length = self.expected_size(digest);
-            let (flight, role) = self.fills.join(*digest, remote.stored.clone(), source, length);
+            let (flight, role) =
+                self.fills.join(*digest, remote.stored.clone(), remote.source(&self.metrics));
+            let ours = flight.repository == remote.stored;
             match role {
                 Role::Leader => {
                     record.cache = CacheState::Miss;
@@ -82,23 +87,55 @@ impl Registry {
                 }
                 Role::Joined => {
                     record.cache = CacheState::Join;
-                    if flight.repository != remote.stored && !permitted {
-                        self.ask_for_link(remote, digest).await?;
+                    if !ours && !permitted {
+                        self.ask_for_link(worker, remote, digest).await?;
                         permitted = true;
                     }
                 }
             }
-            match flight.started().await {
-                Progress::Failed(FillError::NoSpace(spill)) => {
-                    return self.send_uncached(head, remote, digest, &spill, record).await;
-                }
-                Progress::Failed(FillError::Upstream(error))
-                    if flight.repository != remote.stored && is_refusal(&error) => {}
-                Progress::Failed(error) => return Err(ApiError::fill(&error, digest)),
-                _ => return self.send_growing(head, remote, &flight, record).await,
+            match self.answer(head, remote, &flight, record).await? {
+                Some(response) => return Ok(response),
+                // Upstream's word to another repository, or another upstream's failure, says nothing about ours.
+                None if !ours => {}
+                None => break,
             }
         }
-        Err(ApiError::blob_unknown(digest))
+        Err(ApiError::unavailable("the blob cannot be fetched now"))
+    }
+
+    /// The answer that follows `flight`. `None`: it is another repository's, and failed there.
+    async fn answer(
+        self: &Arc<Self>,
+        head: &request::Parts,
+        remote: &Remote,
+        flight: &Arc<Flight>,
+        record: &mut Record,
+    ) -> Result<Option<Response<Body>>, ApiError> {
+        let digest = &flight.digest;
+        let mut progress = flight.started().await;
+        let nothing_before_the_verdict = match &progress {
+            // A reader would only wait; and an empty body has no byte that could be held back.
+            Progress::Growing { length: Some(length), .. } => *length <= HELD_BACK,
+            // The end of the connection would be the only end: it must not be mistaken for one before the verdict.
+            Progress::Growing { length: None, .. } => head.version < Version::HTTP_11,
+            _ => false,
+        };
+        if nothing_before_the_verdict {
+            progress = flight.ended().await;
+        }
+        match progress {
+            Progress::Failed(FillError::NotKept(spill)) => {
+                self.send_uncached(head, remote, digest, &spill, record).await.map(Some)
+            }
+            Progress::Failed(_) if flight.repository != remote.stored => Ok(None),
+            Progress::Failed(error) => {
+                if matches!(&error, FillError::Upstream(error) if error.is_absence()) {
+                    self.remember_absent(remote, LinkKind::Layer, &Reference::Digest(*digest));
+                }
+                Err(ApiError::fill(&error, digest))
+            }
+            progress => self.send_growing(head, flight, progress.length(), record).map(Some),
+        }
     }
 
     fn send_stored(&self, head: &request::Parts, blob: &Arc<Blob>) -> Result<Response<Body>, ApiError> {
@@ -106,38 +143,24 @@ impl Registry {
         deliver(head, &content, |part| Ok(stored_body(blob, part)))
     }
 
-    async fn send_growing(
+    fn send_growing(
         &self,
         head: &request::Parts,
-        remote: &Remote,
         flight: &Arc<Flight>,
+        length: Option<u64>,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        let mut progress = flight.progress();
-        let nothing_before_the_verdict = match progress.length() {
-            // A reader would only wait; and an empty body has no byte that could be held back.
-            Some(length) => length <= HELD_BACK,
-            // The end of the connection would be the only end: it must not be mistaken for one before the verdict.
-            None => head.version < Version::HTTP_11,
-        };
-        if nothing_before_the_verdict {
-            progress = flight.ended().await;
-        }
-        if let Progress::Failed(error) = &progress {
-            return match error {
-                FillError::NoSpace(spill) => {
-                    self.send_uncached(head, remote, &flight.digest, spill, record).await
-                }
-                error => Err(ApiError::fill(error, &flight.digest)),
-            };
-        }
-        let content = self.blob_content(&flight.digest, progress.length());
+        let content = self.blob_content(&flight.digest, length);
         let own = Arc::new(AtomicU64::new(0));
         record.also_received = Some(Arc::clone(&own));
-        deliver(head, &content, |part| Ok(growing(flight, wanted(part), self.options.far_range, &own)))
+        // Of several ranges only the first may cost a request of its own.
+        let mut far = Some(self.options.far_range);
+        deliver(head, &content, |part| {
+            Ok(growing(flight, wanted(part), far.take().unwrap_or(u64::MAX), &own))
+        })
     }
 
-    /// The disk is full: this reader is served straight from upstream.
+    /// The blob cannot be kept: this reader is served straight from upstream.
     async fn send_uncached(
         &self,
         head: &request::Parts,
@@ -150,24 +173,28 @@ impl Registry {
         let own = Arc::new(AtomicU64::new(0));
         record.also_received = Some(Arc::clone(&own));
         let source = remote.source(&self.metrics);
-        let origin = spill.origin.clone();
-        let mut opened = Download::new(source.clone(), *digest, spill.written, origin, Arc::clone(&own))
-            .uncached(DISK_FULL);
+        let download = |from, origin: &Origin| {
+            let download = Download::new(source.clone(), *digest, from, origin.clone(), Arc::clone(&own));
+            download.uncached(spill.cause.as_str())
+        };
+        let mut opened = download(spill.written, &spill.origin);
         opened.open().await.map_err(|error| ApiError::fill(&error, digest))?;
         let origin = opened.origin().clone();
+        if origin.length.is_none() && head.version < Version::HTTP_11 {
+            return Err(ApiError::unavailable(
+                "the blob's length is not known, and HTTP/1.0 cannot tell its end",
+            ));
+        }
         let mut opened = Some(opened);
-        let content = self.blob_content(digest, origin.length);
+        // Each part costs a request upstream: more than one are answered by the whole.
+        let content = Content { ranges_max: 1, ..self.blob_content(digest, origin.length) };
         deliver(head, &content, |part| {
-            let download = |from| {
-                Download::new(source.clone(), *digest, from, origin.clone(), Arc::clone(&own))
-                    .uncached(DISK_FULL)
-            };
             Ok(match (part, origin.length) {
                 (Part::Range(range), Some(length)) if range.end() <= length.saturating_sub(HELD_BACK) => {
-                    passed_through(download(range.start).until(range.end()), range.len)
+                    passed_through(download(range.start, &origin).until(range.end()), range.len)
                 }
                 (part, length) => {
-                    let download = opened.take().unwrap_or_else(|| download(spill.written));
+                    let download = opened.take().unwrap_or_else(|| download(spill.written, &origin));
                     verified_by_itself(*digest, download, spill, wanted(part), length)
                 }
             })
@@ -176,7 +203,7 @@ impl Registry {
 
     /// HEAD of a blob that is not held: upstream's answer, unless a fill of this repository knows better.
     async fn head_absent(
-        &self,
+        self: &Arc<Self>,
         head: &request::Parts,
         remote: &Remote,
         digest: &Digest,
@@ -189,20 +216,42 @@ impl Registry {
             Some(len)
         } else {
             record.cache = CacheState::Pass;
-            let answer = remote.via.upstream.blob_head(&remote.name, digest).await;
-            answer.map_err(|error| refused(&error, digest))?.length
+            self.ask_for_blob(remote, digest).await?.length
         };
         deliver(head, &self.blob_content(digest, len), |_| Ok(Body::empty()))
     }
 
-    /// Asks upstream whether the repository may have the blob, and links it if so.
-    async fn ask_for_link(&self, remote: &Remote, digest: &Digest) -> Result<(), ApiError> {
-        let answer = remote.via.upstream.blob_head(&remote.name, digest).await;
-        answer.map_err(|error| refused(&error, digest))?;
+    /// Makes sure that upstream lets the repository have the blob: asks, unless a link remembers the answer.
+    async fn ask_for_link(
+        self: &Arc<Self>,
+        worker: &Worker,
+        remote: &Remote,
+        digest: &Digest,
+    ) -> Result<(), ApiError> {
+        let linked = self.cache.is_linked(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
+        if linked.map_err(|error| disk_error("find a link", &error))? {
+            return Ok(());
+        }
+        self.ask_for_blob(remote, digest).await?;
         if let Err(error) = self.cache.link(&remote.stored, LinkKind::Layer, digest).await {
             tracing::warn!(%digest, repository = %remote.stored, %error, "cannot link the blob: it will be asked for again");
         }
         Ok(())
+    }
+
+    /// Upstream's answer to HEAD, one for all who ask at the same time; an absence is remembered.
+    async fn ask_for_blob(self: &Arc<Self>, remote: &Remote, digest: &Digest) -> Result<BlobHead, ApiError> {
+        let (asked, digest) = (remote.clone(), *digest);
+        let ask = || async move { asked.via.upstream.blob_head(&asked.name, &digest).await };
+        let (answer, _) = self.blobs_asked.answer((remote.stored.clone(), digest), ask).await;
+        answer.unwrap_or_else(|| Err(gave_up(remote))).map_err(|error| {
+            if error.is_absence() {
+                self.remember_absent(remote, LinkKind::Layer, &Reference::Digest(digest));
+            } else {
+                tracing::warn!(%digest, reason = error.reason(), %error, "upstream does not answer for a blob");
+            }
+            ApiError::upstream(&error, || ApiError::blob_unknown(&digest))
+        })
     }
 
     fn blob_content<'a>(&self, digest: &'a Digest, len: Option<u64>) -> Content<'a> {
@@ -240,16 +289,4 @@ fn small_part(small: &Bytes, start: u64, len: u64) -> Bytes {
 pub(super) fn disk_error(operation: &'static str, error: &std::io::Error) -> ApiError {
     tracing::error!(%error, "cannot {operation}");
     ApiError::internal()
-}
-
-fn refused(error: &UpstreamError, digest: &Digest) -> ApiError {
-    if !error.is_absence() {
-        tracing::warn!(%digest, reason = error.reason(), %error, "upstream does not answer for a blob");
-    }
-    ApiError::upstream(error, || ApiError::blob_unknown(digest))
-}
-
-/// Upstream's word about one repository says nothing about another.
-fn is_refusal(error: &UpstreamError) -> bool {
-    error.is_absence() || matches!(error, UpstreamError::Unauthorized { .. } | UpstreamError::Denied { .. })
 }

@@ -1,10 +1,10 @@
 //! One request from its head to its answer: which registry, which route; the log and the metrics at its end.
 
-use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::Instant;
 
-use http::header::{ALLOW, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, request};
 
 use super::access_log::Record;
@@ -13,13 +13,7 @@ use super::respond::{API_VERSION, API_VERSION_VALUE, ApiError, OCI_NAMESPACE};
 use super::route::{Query, Route};
 use crate::body::Body;
 use crate::metrics::Metrics;
-use crate::server::{Request, ResponseEnd, Service, discard};
 use crate::sys::files::Files;
-
-/// How much of a body that nobody wants is read before the answer, in bytes.
-const DISCARD_MAX: u64 = 1 << 20;
-/// How long that may take.
-const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The registries that this process serves, chosen by Host.
 pub struct Site {
@@ -48,7 +42,56 @@ pub(super) struct Worker {
     pub(super) files: Files,
 }
 
-/// The service of one worker.
+/// A request as it arrived.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Its head.
+    pub head: request::Parts,
+    /// The client.
+    pub peer: SocketAddr,
+    /// When its first byte was there.
+    pub received_at: Instant,
+    /// What is known of its body.
+    pub body: RequestBody,
+}
+
+/// What is known of a request's body: no endpoint of this API takes one.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// There is none.
+    None,
+    /// There is one. `drained`: it was read to its end, so that the connection can go on.
+    Unwanted {
+        /// Whether it was read to its end.
+        drained: bool,
+    },
+    /// Not even the head could be read, and the head given is a stand-in.
+    HeadRefused {
+        /// The status to answer with.
+        status: StatusCode,
+        /// Why, for the metrics.
+        label: &'static str,
+        /// Why, for the client.
+        reason: String,
+    },
+}
+
+/// What is said about a request once its answer is over.
+pub struct Ending {
+    record: Record,
+    metrics: Metrics,
+    status: StatusCode,
+    reason: Option<String>,
+}
+
+impl Ending {
+    /// Says it: `bytes` of the body reached the socket; `error` is why it did not reach its end.
+    pub fn finish(self, bytes: u64, error: Option<&str>) {
+        self.record.finish(&self.metrics, self.status, bytes, error.or(self.reason.as_deref()));
+    }
+}
+
+/// Answers the requests of one worker.
 #[derive(Clone)]
 pub struct Handler {
     /// Replaced as a whole on reload; requests under way keep what they began with.
@@ -63,22 +106,26 @@ impl Handler {
         Self { site, worker: Worker { files }, metrics }
     }
 
-    async fn respond(self, request: Request) -> Response<Body> {
-        let Request { head, body, peer, received, rejected } = request;
-        let mut record = Record::new(&head.method, &head.uri, peer, received);
-        let mut result = match &rejected {
-            Some(refused) => {
+    /// Answers a request. The log and the metrics hear of it when the [`Ending`] is told how the answer went.
+    pub async fn respond(&self, arrived: Arrived) -> (Response<Body>, Ending) {
+        let Arrived { head, peer, received_at, body } = arrived;
+        let mut record = Record::new(&head.method, &head.uri, peer, received_at);
+        let mut result = match body {
+            RequestBody::HeadRefused { status, label, reason } => {
                 record.refused();
-                self.metrics.head_refused(refused.refusal.as_str());
-                Err(ApiError::refused_head(refused.status, &refused.reason))
+                self.metrics.head_refused(label);
+                Err(ApiError::refused_head(status, &reason))
             }
-            None if has_body(&head.headers) => {
-                // Read first: a client that is still sending would not see an early answer.
-                let drained = discard(&head.headers, body, DISCARD_MAX, DISCARD_TIME_MAX).await;
+            // Another method is answered as such, body or not.
+            RequestBody::Unwanted { drained } if matches!(head.method, Method::GET | Method::HEAD) => {
                 let error = ApiError::unexpected_body();
                 Err(if drained { error } else { error.closing() })
             }
-            None => self.route(&head, &mut record).await,
+            RequestBody::Unwanted { drained } => {
+                let result = self.route(&head, &mut record).await;
+                if drained { result } else { result.map_err(ApiError::closing) }
+            }
+            RequestBody::None => self.route(&head, &mut record).await,
         };
         if let Ok(response) = &mut result
             && let Some(namespace) = namespace_given(&head)
@@ -87,14 +134,12 @@ impl Handler {
         }
         let reason = result.as_ref().err().map(|error| error.message().to_owned());
         let mut response = result.unwrap_or_else(ApiError::into_response);
-        if head.uri.path().starts_with("/v2") {
+        let path = head.uri.path();
+        if path == "/v2" || path.starts_with("/v2/") {
             response.headers_mut().insert(API_VERSION, API_VERSION_VALUE);
         }
-        let (status, metrics) = (response.status(), self.metrics);
-        response.extensions_mut().insert(ResponseEnd::new(move |outcome| {
-            record.finish(&metrics, status, outcome.bytes, outcome.error.as_deref().or(reason.as_deref()));
-        }));
-        response
+        let ending = Ending { record, metrics: self.metrics.clone(), status: response.status(), reason };
+        (response, ending)
     }
 
     async fn route(&self, head: &request::Parts, record: &mut Record) -> Result<Response<Body>, ApiError> {
@@ -126,18 +171,12 @@ impl Handler {
     }
 }
 
-impl Service for Handler {
-    fn call(&self, request: Request) -> impl Future<Output = Response<Body>> + 'static {
-        self.clone().respond(request)
-    }
-}
-
 /// `/v2/`: an empty object, as distribution says.
 fn base(head: &request::Parts) -> Response<Body> {
     const OBJECT: &[u8] = b"{}";
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(OBJECT.len()));
     if head.method == Method::GET {
         *response.body_mut() = Body::bytes(OBJECT);
@@ -152,12 +191,6 @@ fn empty(status: StatusCode) -> Response<Body> {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
     }
     response
-}
-
-fn has_body(headers: &HeaderMap) -> bool {
-    let sized =
-        headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|&byte| byte != b'0'));
-    sized || headers.contains_key(TRANSFER_ENCODING)
 }
 
 /// The namespace that the client named, to be said back (OCI distribution spec 1.1, "Registry Proxying").

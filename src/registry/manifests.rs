@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{ACCEPT, AGE, HeaderValue, WARNING};
+use http::header::{ACCEPT, AGE, HeaderValue, VARY, WARNING};
 use http::{Response, request};
 
 use super::access_log::{CacheState, Record};
@@ -29,6 +29,9 @@ use crate::upstream::{Attempt, FetchedManifest, Operation, UpstreamError};
 
 /// RFC 9111 section 5.5; obsolete, and still what people look for.
 const STALE: HeaderValue = HeaderValue::from_static("110 spliceway \"Response is Stale\"");
+
+/// How long upstream may take to confirm a tag that could be served as it was last seen.
+const TAG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What upstream says about a tag.
 pub(super) type TagAnswer = Result<Resolved, UpstreamError>;
@@ -66,13 +69,15 @@ impl Registry {
         let tag = match reference {
             Reference::Digest(digest) => {
                 let found = self.manifest_by_digest(worker, target, digest, record).await?;
-                return self.send_manifest(worker, head, found, true).await;
+                return self.send_manifest(worker, head, target, found, true).await;
             }
             Reference::Tag(tag) => tag,
         };
         let Tagged { found, age, stale } = self.manifest_by_tag(worker, target, tag, record).await?;
         let found = self.negotiated(worker, head, target, found, record).await?;
-        let mut response = self.send_manifest(worker, head, found, false).await?;
+        let mut response = self.send_manifest(worker, head, target, found, false).await?;
+        // A Docker list is answered by one of its children to who knows no lists.
+        response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         if let Some(age) = age {
             response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
         }
@@ -101,7 +106,7 @@ impl Registry {
             record.cache = CacheState::Hit;
             return Ok(Found::Stored(blob));
         }
-        if self.is_known_absent(remote, &reference) {
+        if self.is_known_absent(remote, LinkKind::Manifest, &reference) {
             return Err(ApiError::manifest_unknown(&reference));
         }
         let (fetched, joined) = self.fetch_manifest(remote, digest).await;
@@ -134,8 +139,13 @@ impl Registry {
             record.cache = CacheState::Hit;
             return Ok(Tagged { found: Found::Stored(blob), age: Some(age(&link)), stale: false });
         }
-        if link.is_none() && self.is_known_absent(remote, &reference) {
+        if link.is_none() && self.is_known_absent(remote, LinkKind::Manifest, &reference) {
             return Err(ApiError::manifest_unknown(&reference));
+        }
+        if link.is_some()
+            && let Some(error) = remote.via.just_failed()
+        {
+            return self.stale(worker, remote, tag, link, &error, record).await;
         }
         let (answer, joined) = self.ask_for_tag(worker, remote, tag, link).await;
         match answer {
@@ -198,13 +208,15 @@ impl Registry {
             return Ok(found);
         }
         let manifest = match &found {
-            Found::Stored(blob) => self.parsed(worker, blob).await,
-            Found::Fetched(fetched) => parse(fetched).map(Arc::new),
+            Found::Stored(blob) if self.media_type(worker, target, blob).await == media_type::DOCKER_LIST => {
+                self.parsed(worker, blob).await
+            }
+            Found::Stored(_) => None,
+            Found::Fetched(fetched) => {
+                parse(fetched).filter(|manifest| manifest.media_type == media_type::DOCKER_LIST)
+            }
         };
-        let Some(manifest) = manifest.filter(|manifest| manifest.media_type == media_type::DOCKER_LIST)
-        else {
-            return Ok(found);
-        };
+        let Some(manifest) = manifest else { return Ok(found) };
         let is_default = |child: &&Descriptor| {
             child
                 .platform
@@ -258,7 +270,16 @@ impl Registry {
         link: Option<TagLink>,
     ) -> TagAnswer {
         let reference = Reference::Tag(tag.clone());
-        let pointed_at = match remote.via.upstream.manifest_head(&remote.name, &reference).await {
+        let asking = remote.via.upstream.manifest_head(&remote.name, &reference);
+        let head = match link {
+            None => asking.await,
+            // There is an answer at hand: nobody waits long for a better one.
+            Some(_) => {
+                tokio::time::timeout(TAG_PATIENCE, asking).await.unwrap_or_else(|_| Err(too_slow(remote)))
+            }
+        };
+        remote.via.note(head.as_ref().err());
+        let pointed_at = match head {
             Ok(head) => head.digest,
             Err(error) if error.is_absence() => {
                 if let Err(error) = self.cache.remove_tag(&remote.stored, tag).await {
@@ -311,6 +332,9 @@ impl Registry {
     ) -> Result<Arc<FetchedManifest>, UpstreamError> {
         let fetched = remote.via.upstream.manifest(&remote.name, reference).await?;
         self.metrics.fetched(remote.via.upstream.name(), fetched.bytes.len() as u64);
+        if let Some(manifest) = parse(&fetched) {
+            self.remember_sizes(&remote.stored, &manifest);
+        }
         // A signed schema 1 manifest is named by its payload, not by its bytes: it has no place among files that are
         // named by theirs, and is fetched each time.
         if Digest::of(fetched.digest.algorithm(), &fetched.bytes) != fetched.digest {
@@ -320,7 +344,7 @@ impl Registry {
         if let Err(error) = kept {
             // It is verified and in memory: the client gets it all the same.
             tracing::error!(repository = %remote.stored, digest = %fetched.digest, %error, "cannot keep a manifest");
-            self.cache.usage().wake();
+            self.cache.usage().need(fetched.bytes.len() as u64);
         }
         Ok(Arc::new(fetched))
     }
@@ -355,44 +379,44 @@ impl Registry {
         true
     }
 
-    /// The blob as a manifest; `None` if it is none.
-    async fn parsed(&self, worker: &Worker, blob: &Arc<Blob>) -> Option<Arc<Manifest>> {
-        if let Some(parsed) = blob.manifest.get() {
-            return parsed.clone();
-        }
+    /// The blob as a manifest; `None` if it is none. Reads and parses it each time: only its media type is kept.
+    async fn parsed(&self, worker: &Worker, blob: &Blob) -> Option<Manifest> {
         let limit = self.options.manifest_bytes_max as u64;
         let content = blob.content(&worker.files, limit).await.ok()?;
-        let parsed = Manifest::parse(&content, None).ok().map(Arc::new);
-        if let Some(manifest) = &parsed {
-            self.remember_sizes(manifest);
+        Manifest::parse(&content, None).ok()
+    }
+
+    /// The media type of a stored manifest.
+    async fn media_type(&self, worker: &Worker, target: &Target, blob: &Blob) -> HeaderValue {
+        if let Some(known) = blob.media_type.get() {
+            return known.clone();
         }
-        blob.manifest.get_or_init(|| parsed).clone()
+        let manifest = self.parsed(worker, blob).await;
+        if let (Some(manifest), Some(remote)) = (&manifest, &target.remote) {
+            self.remember_sizes(&remote.stored, manifest);
+        }
+        blob.media_type.get_or_init(|| header_of(manifest.as_ref())).clone()
     }
 
     async fn send_manifest(
         &self,
         worker: &Worker,
         head: &request::Parts,
+        target: &Target,
         found: Found,
         immutable: bool,
     ) -> Result<Response<Body>, ApiError> {
-        let content = |digest, manifest: Option<&Manifest>, len| {
-            let media_type = manifest.and_then(|manifest| HeaderValue::from_str(&manifest.media_type).ok());
-            let media_type = media_type.unwrap_or(HeaderValue::from_static(media_type::OCTET_STREAM));
-            Content { digest, media_type, len: Some(len), ranges_max: 0, immutable }
-        };
         match found {
             Found::Stored(blob) => {
-                let manifest = self.parsed(worker, &blob).await;
-                let content = content(&blob.digest, manifest.as_deref(), blob.len);
+                let media_type = self.media_type(worker, target, &blob).await;
+                let (digest, len) = (&blob.digest, Some(blob.len));
+                let content = Content { digest, media_type, len, ranges_max: 0, immutable };
                 deliver(head, &content, |_| Ok(stored_body(&blob, Part::Whole)))
             }
             Found::Fetched(fetched) => {
-                let manifest = parse(&fetched);
-                if let Some(manifest) = &manifest {
-                    self.remember_sizes(manifest);
-                }
-                let content = content(&fetched.digest, manifest.as_ref(), fetched.bytes.len() as u64);
+                let media_type = header_of(parse(&fetched).as_ref());
+                let (digest, len) = (&fetched.digest, Some(fetched.bytes.len() as u64));
+                let content = Content { digest, media_type, len, ranges_max: 0, immutable };
                 deliver(head, &content, |_| Ok(Body::bytes(fetched.bytes.clone())))
             }
         }
@@ -401,7 +425,7 @@ impl Registry {
     /// The answer after upstream's refusal, which is remembered if it is an absence.
     fn refused(&self, remote: &Remote, reference: &Reference, error: &UpstreamError) -> ApiError {
         if error.is_absence() {
-            self.remember_absent(remote, reference);
+            self.remember_absent(remote, LinkKind::Manifest, reference);
         } else {
             tracing::warn!(repository = %remote.stored, %reference, reason = error.reason(), %error, "upstream does not give a manifest");
         }
@@ -436,6 +460,16 @@ fn parse(fetched: &FetchedManifest) -> Option<Manifest> {
 /// A clock that stepped back makes a tag young, never an error.
 fn age(link: &TagLink) -> Duration {
     SystemTime::now().duration_since(link.confirmed).unwrap_or_default()
+}
+
+fn header_of(manifest: Option<&Manifest>) -> HeaderValue {
+    let media_type = manifest.and_then(|manifest| HeaderValue::from_str(&manifest.media_type).ok());
+    media_type.unwrap_or(HeaderValue::from_static(media_type::OCTET_STREAM))
+}
+
+fn too_slow(remote: &Remote) -> UpstreamError {
+    let attempt = Attempt::new(remote.via.upstream.name(), Operation::ManifestHead, remote.name.as_str());
+    UpstreamError::Timeout { attempt, what: "response headers", after: TAG_PATIENCE }
 }
 
 /// The task that asked upstream was ended: the worker is shutting down.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use tokio::sync::Semaphore;
 
 use super::manifests::TagAnswer;
 use super::respond::ApiError;
@@ -18,13 +19,13 @@ use crate::fill::coalesce::Coalesce;
 use crate::fill::fetch::Source;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
-use crate::store::{Store, StoredRepository};
-use crate::upstream::{FetchedManifest, Upstream, UpstreamError};
+use crate::store::{LinkKind, Store, StoredRepository};
+use crate::upstream::{BlobHead, FetchedManifest, Upstream, UpstreamError};
 
 /// Absences remembered at most.
 const NEGATIVES_MAX: usize = 10_000;
-/// Blob sizes that manifests told, remembered at most.
-const SIZES_MAX: usize = 65_536;
+/// For how long an upstream that failed is not asked about tags that are held, at most.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 /// Tag lists remembered at most.
 const LISTS_MAX: usize = 64;
 
@@ -57,6 +58,10 @@ pub struct RegistryUpstream {
     pub negative_ttl: Duration,
     /// Failures in a row that a download overcomes.
     pub retries: u32,
+    /// A permit for each fetch that may be under way ([`crate::fill::fetch::TURNS`]).
+    pub turns: Arc<Semaphore>,
+    /// When asking it about a tag failed the last time: for a moment it is not asked again by those who have an answer.
+    pub failed: Mutex<Option<(Instant, UpstreamError)>>,
 }
 
 /// One isolated namespace: its trees, its upstreams, and what it remembers.
@@ -74,8 +79,8 @@ pub struct Registry {
         Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
     pub(super) tags_asked: Coalesce<(StoredRepository, Tag), TagAnswer>,
     pub(super) lists_asked: Coalesce<StoredRepository, Result<TagList, UpstreamError>>,
-    negatives: Mutex<LruCache<(StoredRepository, Reference), Instant>>,
-    sizes: Mutex<LruCache<Digest, u64>>,
+    pub(super) blobs_asked: Coalesce<(StoredRepository, Digest), Result<BlobHead, UpstreamError>>,
+    negatives: Mutex<LruCache<(StoredRepository, LinkKind, Reference), Instant>>,
     lists: Mutex<LruCache<StoredRepository, (TagList, Instant)>>,
 }
 
@@ -119,8 +124,8 @@ impl Registry {
             manifests_asked: Coalesce::default(),
             tags_asked: Coalesce::default(),
             lists_asked: Coalesce::default(),
+            blobs_asked: Coalesce::default(),
             negatives: Mutex::new(LruCache::new(nonzero(NEGATIVES_MAX))),
-            sizes: Mutex::new(LruCache::new(nonzero(SIZES_MAX))),
             lists: Mutex::new(LruCache::new(nonzero(LISTS_MAX))),
         }
     }
@@ -144,31 +149,22 @@ impl Registry {
     }
 
     /// Whether upstream said lately that it does not have this.
-    pub(super) fn is_known_absent(&self, remote: &Remote, reference: &Reference) -> bool {
+    pub(super) fn is_known_absent(&self, remote: &Remote, kind: LinkKind, reference: &Reference) -> bool {
         let mut negatives = self.negatives.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = negatives.get(&(remote.stored.clone(), reference.clone()));
+        let said = negatives.get(&(remote.stored.clone(), kind, reference.clone()));
         said.is_some_and(|said| said.elapsed() < remote.via.negative_ttl)
     }
 
     /// Upstream says that it does not have this.
-    pub(super) fn remember_absent(&self, remote: &Remote, reference: &Reference) {
+    pub(super) fn remember_absent(&self, remote: &Remote, kind: LinkKind, reference: &Reference) {
         let mut negatives = self.negatives.lock().unwrap_or_else(PoisonError::into_inner);
-        negatives.put((remote.stored.clone(), reference.clone()), Instant::now());
+        negatives.put((remote.stored.clone(), kind, reference.clone()), Instant::now());
     }
 
-    /// Remembers what a manifest says about the sizes of blobs: upstream may not announce them.
-    pub(super) fn remember_sizes(&self, manifest: &Manifest) {
-        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        for descriptor in manifest.blobs() {
-            if let Some(size) = descriptor.size {
-                sizes.put(descriptor.digest, size);
-            }
-        }
-    }
-
-    /// What a manifest said about a blob's size.
-    pub(super) fn expected_size(&self, digest: &Digest) -> Option<u64> {
-        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
+    /// Remembers what a manifest says about the sizes of its repository's blobs.
+    pub(super) fn remember_sizes(&self, repository: &StoredRepository, manifest: &Manifest) {
+        let sizes = manifest.blobs().filter_map(|blob| Some((blob.digest, blob.size?)));
+        self.fills.remember_sizes(repository, sizes);
     }
 
     /// A tag list that was fetched at most `ttl` ago.
@@ -186,6 +182,28 @@ impl Registry {
 }
 
 impl RegistryUpstream {
+    /// Notes how it answered about a tag. What only concerns one repository is no failure of the upstream.
+    pub(super) fn note(&self, error: Option<&UpstreamError>) {
+        let failure = error.filter(|error| {
+            matches!(
+                error,
+                UpstreamError::Connect { .. }
+                    | UpstreamError::Timeout { .. }
+                    | UpstreamError::Broken { .. }
+                    | UpstreamError::ServerError { .. }
+            )
+        });
+        let failed = failure.map(|error| (Instant::now(), error.clone()));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+
+    /// With what it failed a moment ago, if it did.
+    pub(super) fn just_failed(&self) -> Option<UpstreamError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, error) = failed.as_ref()?;
+        (at.elapsed() < self.tag_ttl.min(FAILURE_PAUSE)).then(|| error.clone())
+    }
+
     fn is_called(&self, namespace: &str) -> bool {
         self.name == namespace || self.aliases.iter().any(|alias| alias == namespace)
     }
@@ -204,6 +222,7 @@ impl Remote {
             upstream: Arc::clone(&self.via.upstream),
             repository: self.name.clone(),
             retries: self.via.retries,
+            turns: Arc::clone(&self.via.turns),
             metrics: metrics.clone(),
         }
     }

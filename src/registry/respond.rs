@@ -221,6 +221,10 @@ impl ApiError {
         Self::new(ErrorCode::Unknown, "the registry failed; its log says how")
     }
 
+    pub(super) fn unavailable(message: &str) -> Self {
+        Self::new(ErrorCode::Unavailable, message)
+    }
+
     /// What an upstream's failure means to a client. `absent` is the answer if upstream does not have it.
     pub(super) fn upstream(error: &UpstreamError, absent: impl FnOnce() -> Self) -> Self {
         match error {
@@ -256,8 +260,8 @@ impl ApiError {
         match error {
             FillError::Upstream(error) => Self::upstream(error, || Self::blob_unknown(digest)),
             FillError::Disk { .. } => Self::internal(),
-            FillError::NoSpace(_) | FillError::OwnerGaveUp | FillError::Abandoned => {
-                Self::new(ErrorCode::Unavailable, "the blob cannot be fetched now")
+            FillError::NotKept(_) | FillError::OwnerStalls(_) | FillError::Busy | FillError::Abandoned => {
+                Self::unavailable("the blob cannot be fetched now")
             }
             FillError::Length { .. }
             | FillError::Short { .. }

@@ -8,6 +8,7 @@
 //!     reading     framing.rs finds each request's head, head.rs checks it, before hyper sees a byte of it
 //!     writing     sender.rs: sendmsg, and sendfile for the regions that outbox.rs keeps in order
 //!  outgoing.rs    a response's body as hyper polls it, followed until its last byte is out
+//!     residency.rs tells whether it can be sent without waiting for the disk
 //! ```
 //!
 //! A connection is one task of one thread and shares nothing with others but the service, the files and the counters. It
@@ -25,6 +26,7 @@ mod options;
 mod outbox;
 mod outgoing;
 mod refusal;
+mod residency;
 mod sender;
 mod shared;
 mod target;

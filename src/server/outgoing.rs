@@ -9,6 +9,7 @@
 //! window while this one is being sent.
 
 use std::cell::{Cell, RefCell};
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 
+use super::residency;
 use super::shared::Shared;
 use crate::body::{Body, BodyError, Chunk, Region};
-use crate::sys::{self, Files};
+use crate::sys::Files;
 
 /// Bodies up to this length, in bytes, are sent without a look at the page cache: one read of the disk is what a look and
 /// a read-ahead would cost too.
@@ -38,7 +40,7 @@ pub struct Outcome {
     pub completed: bool,
     /// From the first byte of the request's head.
     pub duration: Duration,
-    /// What the body failed with, if it was the body that failed; `None` too when the peer went away.
+    /// What the body failed with and why, if it was the body that failed; `None` when it was the peer that went away.
     pub error: Option<String>,
 }
 
@@ -204,9 +206,8 @@ impl Outgoing {
     }
 
     fn is_resident(&self, region: &Region) -> bool {
-        let last = region.offset + region.len as u64 - 1;
         // What cannot be told is brought in as well: a needless read-ahead costs microseconds, a wait milliseconds.
-        self.files.is_none() || sys::is_resident(&region.file, last) == Some(true)
+        self.files.is_none() || residency::is_resident(region)
     }
 
     /// Begins to bring in the first window of `region`, and keeps the rest.
@@ -261,6 +262,18 @@ impl Outgoing {
     }
 }
 
+/// An error's message and those of its causes.
+fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}
+
 impl http_body::Body for Outgoing {
     type Data = Payload;
     type Error = BodyError;
@@ -279,7 +292,7 @@ impl http_body::Body for Outgoing {
                 Some(Ok(Chunk::Region(region))) => this.rest = Some(region),
                 Some(Err(error)) => {
                     // The delivery ends incomplete, so the connection ends in a reset.
-                    this.delivery.error.replace(Some(error.to_string()));
+                    this.delivery.error.replace(Some(with_causes(&error)));
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {

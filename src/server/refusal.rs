@@ -27,9 +27,9 @@ pub enum Refusal {
     ContentLength,
     /// A Transfer-Encoding other than `chunked`, or one in HTTP/1.0.
     TransferEncoding,
-    /// More bytes than [`Limits::bytes`].
+    /// More bytes than [`Limits::bytes`](super::head::Limits::bytes).
     TooLarge,
-    /// More fields than [`Limits::fields`].
+    /// More fields than [`Limits::fields`](super::head::Limits::fields).
     TooMany,
     /// The head did not become whole in time.
     TimedOut,

@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use http::HeaderValue;
 use lru::LruCache;
 
 use super::layout::{Layout, LinkKind, StoredRepository};
-use crate::oci::{Digest, Manifest, Tag};
+use crate::oci::{Digest, Tag};
 use crate::sys::files::{Files, Stat};
 
 /// How long what was seen on disk is believed without looking again.
@@ -48,8 +49,8 @@ pub struct Blob {
     pub len: u64,
     /// The whole content, if it is at most [`SMALL`].
     pub small: Option<Bytes>,
-    /// The content read as a manifest; filled by whoever first serves it as one. `None`: it is not one.
-    pub manifest: OnceLock<Option<Arc<Manifest>>>,
+    /// The media type of its content as a manifest; filled by whoever first serves it as one.
+    pub media_type: OnceLock<HeaderValue>,
     device: u64,
     inode: u64,
     /// When it was last used, in milliseconds since the epoch.
@@ -288,7 +289,7 @@ async fn open(files: &Files, digest: Digest, file: File, stat: Stat) -> io::Resu
         file,
         len: stat.len,
         small,
-        manifest: OnceLock::new(),
+        media_type: OnceLock::new(),
         device: stat.dev,
         inode: stat.ino,
         used: AtomicU64::new(0),

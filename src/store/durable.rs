@@ -86,12 +86,14 @@ impl Temporary {
         Ok(())
     }
 
-    /// Gives the file the name `path` unless something has it already (link(2)), durably. Says whether it did.
-    pub(crate) fn publish(self, path: &Path) -> io::Result<bool> {
-        self.file.sync_data()?;
-        let made = link_new(&self.path, path)?;
-        sync_parent(path)?;
-        Ok(made)
+    /// Syncs the content.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives the file the name `path` too, unless something has it already (link(2)). Says whether it did.
+    pub(crate) fn link(&self, path: &Path) -> io::Result<bool> {
+        link_new(&self.path, path)
     }
 }
 

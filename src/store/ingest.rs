@@ -19,9 +19,10 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::{Timespec, Timestamps};
 use serde::{Deserialize, Serialize};
 
 use super::durable::{self, Durability};
@@ -34,6 +35,8 @@ const STATE_EVERY: u64 = 32 << 20;
 const REHASH_BUFFER: usize = 1 << 20;
 /// A state file larger than this is not one of ours, in bytes.
 const STATE_MAX: u64 = 64 << 10;
+const UTIME_NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+const UTIME_OMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
 /// How often a claim looks again when the fill's directory changes under it.
 const CLAIM_ATTEMPTS: usize = 16;
 
@@ -80,6 +83,7 @@ pub fn claim(layout: &Layout, digest: &Digest) -> io::Result<Claim> {
                     digest: *digest,
                     file,
                     inode,
+                    origin: OnceLock::new(),
                 }));
             }
             Err(TryLockError::Error(error)) => return Err(error),
@@ -94,7 +98,9 @@ pub fn claim(layout: &Layout, digest: &Digest) -> io::Result<Claim> {
             ingest.discard()?;
             return Ok(Claim::Stored);
         }
-        return Ok(Claim::Leader(Box::new(ingest.resumed()?)));
+        if let Some(ingest) = ingest.resumed()? {
+            return Ok(Claim::Leader(Box::new(ingest)));
+        }
     }
     Err(io::Error::other(format!("the fill of {digest} kept changing hands")))
 }
@@ -138,24 +144,17 @@ impl Ingest {
     }
 
     /// Goes on where an interrupted fill stopped: the state if it can be believed, then hashing what lies behind it.
-    fn resumed(mut self) -> io::Result<Self> {
+    /// `None`: what is there cannot become the blob, and is gone. A fresh start is a new file, never the same one
+    /// written again: others may be reading this one.
+    fn resumed(mut self) -> io::Result<Option<Self>> {
         let size = self.file.metadata()?.len();
         if size == 0 {
-            return Ok(self);
+            // A state without data is of another file, whatever it says.
+            durable::remove(&self.state_path())?;
+            return Ok(Some(self));
         }
         if let Some(state) = read_state(&self.layout, &self.digest) {
-            let hash = data_encoding::BASE64.decode(state.hash.as_bytes()).ok();
-            let hasher = hash.and_then(|hash| Hasher::restore(self.digest.algorithm(), &hash));
-            let fits = state.inode == self.inode
-                && state.offset <= size
-                && hasher.as_ref().is_some_and(|hasher| hasher.len() == state.offset);
-            if let (true, Some(hasher)) = (fits && state.boot == boot_id(), hasher) {
-                self.hasher = hasher;
-                self.state_at = state.offset;
-            } else {
-                tracing::info!(digest = %self.digest, "an interrupted fill's state cannot be trusted: hashing its data again");
-            }
-            self.origin = state.origin;
+            self.believe(state, size);
         }
         let mut buffer = vec![0; REHASH_BUFFER];
         while self.written() < size {
@@ -167,9 +166,28 @@ impl Ingest {
             self.hasher.update(&buffer[..read]);
         }
         if self.origin.length.is_some_and(|length| self.written() > length) {
-            self.restart()?;
+            self.discard()?;
+            return Ok(None);
         }
-        Ok(self)
+        Ok(Some(self))
+    }
+
+    /// Takes over from a state what fits the file.
+    fn believe(&mut self, state: State, size: u64) {
+        let hash = data_encoding::BASE64.decode(state.hash.as_bytes()).ok();
+        let hasher = hash.and_then(|hash| Hasher::restore(self.digest.algorithm(), &hash));
+        let hasher = hasher.filter(|hasher| hasher.len() == state.offset);
+        match hasher {
+            Some(hasher) if state.inode == self.inode && state.offset <= size && state.boot == boot_id() => {
+                self.hasher = hasher;
+                self.state_at = state.offset;
+            }
+            _ => tracing::info!(
+                digest = %self.digest,
+                "an interrupted fill's state cannot be trusted: hashing its data again"
+            ),
+        }
+        self.origin = state.origin;
     }
 
     /// The digest that this fill is to have.
@@ -218,15 +236,6 @@ impl Ingest {
         Ok(())
     }
 
-    /// Throws away what was written and begins at 0.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.hasher = Hasher::new(self.digest.algorithm());
-        self.origin = Origin::default();
-        self.state_at = 0;
-        durable::remove(&self.state_path())
-    }
-
     /// Puts the hash state on disk, for whoever resumes. Without it the data is hashed again, so a failure is only logged.
     pub fn save_state(&mut self) {
         self.state_at = self.written();
@@ -258,31 +267,37 @@ impl Ingest {
     /// Publishes a verified fill under its digest, durably, and removes the fill. The bytes it added to the tree.
     ///
     /// # Errors
-    /// Any step's; nothing or the whole blob is under the digest's name then, and the fill is left as it is.
+    /// Any step's; nothing or the whole blob is under the digest's name then. If the data could not be synced the fill is
+    /// gone: the kernel reports such a failure once, and calls the pages clean afterwards. Otherwise it is left as it is.
     pub fn publish(self) -> io::Result<u64> {
         if let Err(actual) = self.verify() {
             return Err(io::Error::other(format!("{} has digest {actual}", self.digest)));
         }
-        self.file.sync_data()?;
-        let target = self.layout.blob(&self.digest);
-        if let Some(directory) = target.parent() {
-            durable::create_dir_all(directory)?;
+        if let Err(error) = self.file.sync_data() {
+            self.discard()?;
+            return Err(error);
         }
-        let made = {
-            let _shard = lock_shard(&self.layout, &self.digest)?;
-            let made = durable::link_new(&self.data_path(), &target)?;
-            durable::sync_parent(&target)?;
-            made
-        };
-        let len = self.written();
-        self.discard()?;
+        // Being fetched is being used; eviction looks at the access time.
+        let now = Timestamps { last_access: UTIME_NOW, last_modification: UTIME_OMIT };
+        if let Err(error) = rustix::fs::futimens(&self.file, &now) {
+            tracing::debug!(digest = %self.digest, %error, "cannot set a blob's access time");
+        }
+        let target = self.layout.blob(&self.digest);
+        let data = self.data_path();
+        let made =
+            link_under_lock(&self.layout, &self.digest, &target, || durable::link_new(&data, &target))?;
+        let (len, digest) = (self.written(), self.digest);
+        if let Err(error) = self.discard() {
+            tracing::warn!(%digest, %error, "cannot remove a fill whose blob is published");
+        }
         Ok(if made { len } else { 0 })
     }
 
     /// Removes the fill's files. Readers that have the file open keep it.
     pub fn discard(self) -> io::Result<()> {
-        durable::remove(&self.data_path())?;
+        // The state first: without its data it could be taken for that of a later file with the same inode number.
         durable::remove(&self.state_path())?;
+        durable::remove(&self.data_path())?;
         // Another claimant may be making its own data file in there: then the directory stays.
         let _ = fs::remove_dir(self.layout.fill(&self.digest));
         Ok(())
@@ -311,6 +326,8 @@ pub struct Follower {
     digest: Digest,
     file: Arc<File>,
     inode: u64,
+    /// What the owner noted of the source; noted once, when upstream has answered.
+    origin: OnceLock<Origin>,
 }
 
 /// How a followed fill stands.
@@ -350,8 +367,13 @@ impl Follower {
         match self.file.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 let written = self.file.metadata()?.len();
-                let state = read_state(&self.layout, &self.digest).filter(|state| state.inode == self.inode);
-                return Ok(Followed::Growing { written, origin: state.map(|state| state.origin) });
+                if self.origin.get().is_none()
+                    && let Some(state) = read_state(&self.layout, &self.digest)
+                    && state.inode == self.inode
+                {
+                    let _ = self.origin.set(state.origin);
+                }
+                return Ok(Followed::Growing { written, origin: self.origin.get().cloned() });
             }
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) => {}
@@ -366,7 +388,19 @@ impl Follower {
         }
         let file = self.file.try_clone()?; // the same open file description: the lock is shared
         let ingest = Ingest::new(self.layout.clone(), self.digest, file, self.inode);
-        Ok(Followed::TakenOver(Box::new(ingest.resumed()?)))
+        Ok(ingest.resumed()?.map_or(Followed::Removed, |ingest| Followed::TakenOver(Box::new(ingest))))
+    }
+
+    /// What the owner left in the file, hashed, and what it noted of the source: to go on without the file's name.
+    pub fn salvage(&self) -> io::Result<(Hasher, Origin)> {
+        let mut hasher = Hasher::new(self.digest.algorithm());
+        let mut buffer = vec![0; REHASH_BUFFER];
+        loop {
+            match self.file.read_at(&mut buffer, hasher.len())? {
+                0 => return Ok((hasher, self.origin.get().cloned().unwrap_or_default())),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
     }
 }
 
@@ -399,11 +433,26 @@ pub fn publish_small(layout: &Layout, digest: &Digest, content: &[u8]) -> io::Re
     }
     let mut temporary = durable::Temporary::create(&layout.temporary())?;
     temporary.write(content)?;
+    temporary.sync()?;
+    let made = link_under_lock(layout, digest, &target, || temporary.link(&target))?;
+    Ok(if made { content.len() as u64 } else { 0 })
+}
+
+/// Makes the directory of `target`, links into it by `link`, and syncs it: all under the digest's lock, so that nobody
+/// removes the directory in between, and whoever finds the name taken finds it durable.
+fn link_under_lock(
+    layout: &Layout,
+    digest: &Digest,
+    target: &Path,
+    link: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<bool> {
+    let _shard = lock_shard(layout, digest)?;
     if let Some(directory) = target.parent() {
         durable::create_dir_all(directory)?;
     }
-    let _shard = lock_shard(layout, digest)?;
-    Ok(if temporary.publish(&target)? { content.len() as u64 } else { 0 })
+    let made = link()?;
+    durable::sync_parent(target)?;
+    Ok(made)
 }
 
 fn read_state(layout: &Layout, digest: &Digest) -> Option<State> {

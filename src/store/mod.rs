@@ -17,18 +17,17 @@ pub mod ingest;
 pub mod layout;
 pub mod recover;
 mod refs;
+mod usage;
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use bytes::Bytes;
-use tokio::sync::Notify;
 
 pub use blob::{Blob, TagLink};
+use bytes::Bytes;
 pub use layout::{Layout, LinkKind, StoredRepository};
+pub use usage::{Reservation, Usage};
 
 use crate::oci::{Digest, Tag};
 use crate::sys::files::Files;
@@ -49,74 +48,6 @@ pub struct Store {
     handles: blob::Handles,
     options: StoreOptions,
     usage: Usage,
-}
-
-/// How many bytes a tree takes; the evictor's view of it.
-#[derive(Debug, Default)]
-pub struct Usage {
-    stored: AtomicU64,
-    reserved: AtomicU64,
-    grown: Notify,
-}
-
-impl Usage {
-    /// Bytes of published blobs: the last scan's sum and what was published since.
-    pub fn stored(&self) -> u64 {
-        self.stored.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that the fills in progress will take, as far as their lengths are announced.
-    pub fn reserved(&self) -> u64 {
-        self.reserved.load(Ordering::Relaxed)
-    }
-
-    /// Takes a scan's sum as the truth.
-    pub fn set_stored(&self, bytes: u64) {
-        self.stored.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Counts a publication.
-    pub fn add(&self, bytes: u64) {
-        self.stored.fetch_add(bytes, Ordering::Relaxed);
-        self.grown.notify_one();
-    }
-
-    /// Counts what was removed.
-    pub fn remove(&self, bytes: u64) {
-        let _ = self
-            .stored
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |stored| Some(stored.saturating_sub(bytes)));
-    }
-
-    /// Announces a fill of `bytes`; the reservation ends when the value is dropped.
-    pub fn reserve(store: &Arc<Store>, bytes: u64) -> Reservation {
-        store.usage.reserved.fetch_add(bytes, Ordering::Relaxed);
-        store.usage.grown.notify_one();
-        Reservation { store: Arc::clone(store), bytes }
-    }
-
-    /// Wakes the evictor: something grew, or the disk is full.
-    pub fn wake(&self) {
-        self.grown.notify_one();
-    }
-
-    /// Waits until something grew. Cancel safe.
-    pub async fn grown(&self) {
-        self.grown.notified().await;
-    }
-}
-
-/// Space that a fill in progress will take.
-#[derive(Debug)]
-pub struct Reservation {
-    store: Arc<Store>,
-    bytes: u64,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.store.usage.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 impl Store {
@@ -218,7 +149,7 @@ impl Store {
         let (repository, digest) = (repository.clone(), *digest);
         self.blocking(move |store| {
             let added = ingest::publish_small(&store.layout, &digest, &content)?;
-            store.usage.add(added);
+            store.usage.published(digest, added);
             refs::link(&store.layout, &repository, LinkKind::Manifest, &digest)
         })
         .await

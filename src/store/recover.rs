@@ -48,6 +48,23 @@ pub fn scan_blobs(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result
     })
 }
 
+/// The digest and the size so far of every fill, under way or interrupted.
+///
+/// # Errors
+/// A directory cannot be read.
+pub fn scan_fills(layout: &Layout, mut visit: impl FnMut(Digest, u64)) -> io::Result<()> {
+    for_each_entry(&layout.fills(), |algorithm| {
+        let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
+        for_each_entry(algorithm, |directory| {
+            let digest = file_name(directory).and_then(|hex| format!("{algorithm_name}:{hex}").parse().ok());
+            if let (Some(digest), Ok(meta)) = (digest, fs::metadata(directory.join("data"))) {
+                visit(digest, meta.len());
+            }
+            Ok(())
+        })
+    })
+}
+
 /// What a scan sees of one blob now; `None` if it is gone.
 pub fn scanned(path: &Path, digest: Digest) -> Option<Scanned> {
     let meta = fs::metadata(path).ok()?;
@@ -81,6 +98,13 @@ pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
 
 fn sweep_fill(directory: &Path, age: Duration) -> u64 {
     let data = directory.join("data");
+    if !data.exists() {
+        if is_older(directory, age) {
+            remove_logged(&directory.join("state.json"));
+            let _ = fs::remove_dir(directory);
+        }
+        return 0;
+    }
     if !is_older(&data, age) {
         return 0;
     }

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::durable::{self, Durability};
@@ -18,11 +19,7 @@ pub(crate) fn link(
     kind: LinkKind,
     digest: &Digest,
 ) -> io::Result<()> {
-    let path = layout.link(repository, kind, digest);
-    if path.try_exists()? {
-        return Ok(());
-    }
-    durable::write_file(&layout.temporary(), &path, digest.to_string().as_bytes(), Durability::Relaxed)
+    point(layout, &layout.link(repository, kind, digest), digest)
 }
 
 /// Points `tag` at `digest`, confirmed now.
@@ -32,13 +29,18 @@ pub(crate) fn set_tag(
     tag: &Tag,
     digest: &Digest,
 ) -> io::Result<()> {
-    let content = digest.to_string();
-    let index = layout.tag_index(repository, tag, digest);
-    if !index.try_exists()? {
-        durable::write_file(&layout.temporary(), &index, content.as_bytes(), Durability::Relaxed)?;
-    }
-    let current = layout.tag_current(repository, tag);
+    point(layout, &layout.tag_index(repository, tag, digest), digest)?;
+    let (current, content) = (layout.tag_current(repository, tag), digest.to_string());
     durable::write_file(&layout.temporary(), &current, content.as_bytes(), Durability::Relaxed)
+}
+
+/// Makes `path` a link to `digest` unless it is one. A power cut may have left one without content.
+fn point(layout: &Layout, path: &Path, digest: &Digest) -> io::Result<()> {
+    let content = digest.to_string();
+    if fs::read(path).is_ok_and(|held| held.trim_ascii() == content.as_bytes()) {
+        return Ok(());
+    }
+    durable::write_file(&layout.temporary(), path, content.as_bytes(), Durability::Relaxed)
 }
 
 /// Records that `tag` was confirmed now.

@@ -171,6 +171,55 @@ fn oversized_head_is_refused() {
 }
 
 #[test]
+fn head_beyond_a_bound_is_431() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.server("header_bytes", 4096).server("header_fields", 20).origin(&origin);
+    });
+    // So little beyond that the whole of it is read before the answer.
+    let head = |fields: &str| format!("GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n");
+    let cases = [
+        (head(&format!("X: {}\r\n", "y".repeat(3900))), "200"),
+        (head(&format!("X: {}\r\n", "y".repeat(4096))), "431"),
+        (head(&"X: y\r\n".repeat(18)), "200"),
+        (head(&"X: y\r\n".repeat(19)), "431"),
+    ];
+    for (bytes, status) in cases {
+        let (text, end) = say(&spliceway, bytes.as_bytes());
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text:?} then {end:?}");
+        assert_eq!(answers(&text), 1);
+    }
+}
+
+#[test]
+fn body_that_never_comes_is_not_waited_for() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::before(&origin);
+    for framing in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
+        let (text, end) =
+            say(&spliceway, format!("GET /v2/ HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n").as_bytes());
+        assert!(text.starts_with("HTTP/1.1 4"), "{framing}: {text:?} then {end:?}");
+        assert_ne!(end, End::TimedOut, "{framing}");
+        assert_eq!(answers(&text), 1, "{framing}: {text:?}");
+    }
+}
+
+#[test]
+fn broken_chunks_end_the_connection() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::before(&origin);
+    for chunks in ["zz\r\n", "-1\r\n", "5\r\nabcdeX", "ffffffffffffffffff\r\n", "1\nA\n0\n\n"] {
+        let head = "GET /v2/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let next = "GET /v2/hidden/tags/list HTTP/1.1\r\nHost: a\r\n\r\n";
+        let (text, end) = say(&spliceway, format!("{head}{chunks}{next}").as_bytes());
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{chunks:?}: {text:?}");
+        assert!(answers(&text) <= 1 && end != End::TimedOut, "{chunks:?}: {text:?} then {end:?}");
+    }
+    assert!(!spliceway.log().contains("/v2/hidden"));
+    get(spliceway.addr(), "/v2/").expect(200);
+}
+
+#[test]
 fn slow_head_is_cut_off() {
     let origin = Origin::start();
     let spliceway = Spliceway::start(|setup| {

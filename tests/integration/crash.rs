@@ -228,6 +228,16 @@ fn power_cut_that_lost_nothing_is_resumed_after_hashing_again() {
 }
 
 #[test]
+fn data_replaced_by_another_file_under_a_right_state() {
+    damaged(|fill| {
+        let mut bytes = fs::read(fill.join("data")).expect("the data");
+        bytes[MIB..3 * MIB].fill(0);
+        fs::write(fill.join("restored"), bytes).expect("our own directory");
+        fs::rename(fill.join("restored"), fill.join("data")).expect("our own directory");
+    });
+}
+
+#[test]
 fn data_shorter_than_its_state() {
     damaged(|fill| {
         let data = OpenOptions::new().write(true).open(fill.join("data")).expect("the data");

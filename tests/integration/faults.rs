@@ -147,6 +147,24 @@ fn corruption_anywhere_reaches_nobody_as_a_whole_body() {
 }
 
 #[test]
+fn body_that_breaks_ends_in_a_reset() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::before(&origin);
+    // An orderly close is what a proxy or a lenient client may take for an end, above all behind a chunked body.
+    for (seed, plan) in (0..).zip([Plan::corrupt(LEN as u64 - 1), Plan::corrupt(LEN as u64 - 1).chunked()]) {
+        let blob = origin.random_blob(seed, LEN);
+        origin.always("GET", &blob.path, plan);
+        let answer = get(spliceway.addr(), &blob.path);
+        assert_eq!((answer.status(), answer.end), (200, End::Reset));
+    }
+    // One that ends as it should does not.
+    origin.heal();
+    let blob = origin.random_blob(9, LEN);
+    let answer = Request::get(&blob.path).header("Connection", "close").open(spliceway.addr());
+    assert_eq!(answer.into_connection().drain(), (Vec::new(), End::Complete));
+}
+
+#[test]
 fn small_corrupt_blob_is_an_error_not_a_body() {
     let origin = Origin::start();
     let spliceway = Spliceway::before(&origin);

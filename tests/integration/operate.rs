@@ -3,10 +3,11 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::client::{Request, get};
+use crate::support::client::{Connection, End, Request, get};
 use crate::support::images::Image;
 use crate::support::origin::Origin;
 use crate::support::plan::{Gate, Plan};
@@ -36,7 +37,7 @@ fn sigterm_lets_a_transfer_end_and_refuses_new_ones() {
 fn idle_connections_do_not_hold_sigterm_up() {
     let origin = Origin::start();
     let mut spliceway = Spliceway::before(&origin);
-    let idle = crate::support::client::Connection::open(spliceway.addr());
+    let idle = Connection::open(spliceway.addr());
     let used = Request::get("/v2/").open(spliceway.addr());
     let used = used.into_connection();
     spliceway.stop();
@@ -55,8 +56,79 @@ fn drain_has_an_end() {
     reader.next(1).expect("a beginning");
     spliceway.signal(Signal::TERM);
     let answer = reader.collect();
-    assert_ne!(answer.end, crate::support::client::End::Complete);
+    assert_ne!(answer.end, End::Complete);
     spliceway.wait_stopped();
+}
+
+#[test]
+fn body_of_unknown_length_that_a_drain_cuts_does_not_look_whole() {
+    let origin = Origin::start();
+    let mut spliceway = Spliceway::start(|setup| {
+        setup.server("drain_timeout", "1s").origin(&origin).set("stall_timeout", "60s");
+    });
+    let blob = origin.random_blob(1, 4 * MIB);
+    origin.script("GET", &blob.path, [Plan::stall(2 * MIB as u64, &Gate::new()).chunked()]);
+    let mut readers: Vec<_> = (0..8).map(|_| Request::get(&blob.path).open(spliceway.addr())).collect();
+    for reader in &mut readers {
+        reader.read_to(MIB as u64, &mut Vec::new()).expect("a beginning");
+    }
+    spliceway.signal(Signal::TERM);
+    for reader in readers {
+        let answer = reader.collect();
+        assert_ne!(answer.end, End::Complete, "{answer}");
+    }
+    spliceway.wait_stopped();
+}
+
+#[test]
+fn second_signal_ends_it_at_once() {
+    let origin = Origin::start();
+    let mut spliceway = Spliceway::start(|setup| {
+        setup.server("drain_timeout", "1h").origin(&origin).set("stall_timeout", "1h");
+    });
+    let blob = origin.random_blob(1, 4 * MIB);
+    origin.script("GET", &blob.path, [Plan::stall(2 * MIB as u64, &Gate::new())]);
+    let mut reader = Request::get(&blob.path).open(spliceway.addr());
+    reader.next(1).expect("a beginning");
+    let (addr, admin) = (spliceway.addr(), spliceway.admin());
+    spliceway.signal(Signal::TERM);
+    eventually("the listener to close", || std::net::TcpStream::connect(addr).is_err().then_some(()));
+    // Until then it says that it is on its way out.
+    assert_eq!(get(admin, "/readyz").status(), 503);
+    assert_eq!(get(admin, "/healthz").status(), 200);
+    spliceway.signal(Signal::INT);
+    spliceway.wait_stopped();
+    let answer = reader.collect();
+    assert_ne!(answer.end, End::Complete, "{answer}");
+    // What was received is not lost.
+    origin.heal();
+    origin.forget_seen();
+    spliceway.restart(|_| ());
+    get(spliceway.addr(), &blob.path).expect(200).expect_body(&blob.bytes);
+    assert_eq!(
+        origin.seen("GET", &blob.path)[0].header("range"),
+        Some(format!("bytes={}-", 2 * MIB).as_str())
+    );
+}
+
+#[test]
+fn connections_beyond_the_limit_wait_for_their_turn() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.server("connections", 4).origin(&origin);
+    });
+    let addr = spliceway.addr();
+    let mut open: Vec<_> = (0..4).map(|_| Request::get("/v2/").open(addr).into_connection()).collect();
+    let mut waiting = Connection::open(addr);
+    waiting.write(&Request::get("/v2/").bytes(addr)).expect("the kernel's queue takes it");
+    assert!(!waiting.is_answered_within(Duration::from_millis(500)), "a fifth connection is served");
+    // Those that are open are served meanwhile, and the operator is let in.
+    let used = open.pop().expect("four are open").request(addr, &Request::get("/v2/")).expect("an answer");
+    assert_eq!(used.status(), 200);
+    get(spliceway.admin(), "/metrics").expect(200);
+    drop(used);
+    assert_eq!(waiting.exchange("GET").expect("a connection was given up for it").status(), 200);
+    drop(open);
 }
 
 #[test]
@@ -213,6 +285,69 @@ fn access_log_has_one_line_a_request_with_its_facts() {
         for word in words {
             assert!(line.contains(word), "{word:?} is missing in {line}");
         }
+    }
+}
+
+#[test]
+fn access_log_names_every_cache_state_and_what_came_from_upstream() {
+    let mut origin = Origin::start();
+    let image = Image::new(1, "amd64", &[]);
+    image.hold(&origin, "team/app", "v1");
+    let spliceway = Spliceway::start(|setup| {
+        setup.registry("far_range", "1MiB");
+        setup.origin(&origin).set("tag_ttl", "100ms").set("stall_timeout", "60s").set("retries", 0);
+    });
+    let addr = spliceway.addr();
+    let blob = origin.random_blob(1, 8 * MIB);
+    let gate = Gate::new();
+    origin.script("GET", &blob.path, [Plan::stall(MIB as u64, &gate)]);
+    Request::head(&blob.path).send(addr).expect(200);
+    let miss = Request::get(&blob.path).open(addr);
+    gate.wait_reached();
+    let join = Request::get(&blob.path).open(addr);
+    Request::get(&blob.path).range("5000000-5000999").send(addr).expect(206);
+    gate.open();
+    miss.collect().expect_body(&blob.bytes);
+    join.collect().expect_body(&blob.bytes);
+    spliceway.wait_published(&blob.digest);
+    get(addr, &blob.path).expect(200);
+    let tagged = "/v2/team/app/manifests/v1";
+    get(addr, tagged).expect(200);
+    let config = format!("/v2/team/app/blobs/{}", crate::support::sha256(&image.blobs[0]));
+    get(addr, &config).expect(200);
+    spliceway.wait_published(&crate::support::sha256(&image.blobs[0]));
+    origin.stop();
+    thread::sleep(Duration::from_millis(200));
+    get(addr, tagged).expect(200);
+    let line = |words: &[&str]| {
+        let mut all = vec!["access"];
+        all.extend(words);
+        spliceway.wait_log(&all)
+    };
+    let len = blob.bytes.len();
+    line(&["HEAD", &blob.path, "pass", "bytes=0"]);
+    line(&["\"miss\"", &blob.path, &format!("bytes={len}"), &format!("upstream_bytes={len}")]);
+    line(&["\"join\"", &blob.path, &format!("bytes={len}"), "upstream_bytes=0"]);
+    let far = line(&["206", &blob.path, "bytes=1000"]);
+    assert!(far.contains("upstream_bytes=") && !far.contains("upstream_bytes=0"), "{far}");
+    line(&["\"hit\"", &blob.path, &format!("bytes={len}"), "upstream_bytes=0"]);
+    line(&["\"stale\"", tagged, "status=200"]);
+}
+
+#[test]
+fn log_can_be_json() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.argument("--log-format").argument("json").origin(&origin);
+    });
+    get(spliceway.addr(), "/v2/none/tags/list").expect(404);
+    let line = spliceway.wait_log(&["/v2/none/tags/list", "404", "access"]);
+    let value: serde_json::Value = serde_json::from_str(&line).expect("a line is an object");
+    assert_eq!(value["fields"]["status"].as_u64().or(value["status"].as_u64()), Some(404), "{line}");
+    for line in
+        spliceway.log().lines().filter(|line| !line.contains("listening on") && !line.contains("admin on"))
+    {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     }
 }
 

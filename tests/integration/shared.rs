@@ -44,6 +44,30 @@ fn one_cold_blob_is_fetched_once_by_two_processes() {
 }
 
 #[test]
+fn repository_is_asked_about_though_another_process_fills() {
+    let origin = Origin::start();
+    let first = start(&origin);
+    let second = first.sibling(|_| ());
+    let blob = origin.random_blob(1, 6 * MIB);
+    let gate = Gate::new();
+    origin.script("GET", &blob.path, [Plan::stall(4 * MIB as u64, &gate)]);
+    let reader = Request::get(&blob.path).open(first.addr());
+    gate.wait_reached();
+    let (private, other) =
+        (blob.path.replace("team/app", "private/app"), blob.path.replace("team/app", "other/app"));
+    for method in ["HEAD", "GET"] {
+        origin.always(method, &private, Plan::status(404));
+    }
+    get(second.addr(), &private).expect(404);
+    let allowed = Request::get(&other).open(second.addr());
+    get(second.addr(), &private).expect(404);
+    gate.open();
+    reader.collect().expect_body(&blob.bytes);
+    allowed.collect().expect_body(&blob.bytes);
+    assert_eq!((origin.seen("HEAD", &other).len(), origin.seen("GET", &other).len()), (1, 0));
+}
+
+#[test]
 fn second_process_takes_over_when_the_first_is_killed() {
     let origin = Origin::start();
     for (seed, offset) in [(1, 0), (2, 100), (3, MIB), (4, 3 * MIB), (5, 6 * MIB - 1)] {

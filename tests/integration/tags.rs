@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::client::{Answer, Request, get};
-use crate::support::images::{Image, OCI_INDEX, OCI_MANIFEST, index};
+use crate::support::client::{Answer, Connection, Request, get};
+use crate::support::images::{DOCKER_LIST, DOCKER_MANIFEST, Image, OCI_INDEX, OCI_MANIFEST, index};
 use crate::support::origin::Origin;
 use crate::support::plan::{Gate, Plan};
 use crate::support::process::Spliceway;
@@ -281,4 +281,155 @@ fn oversized_manifest_is_refused() {
     outlive_ttl();
     get(spliceway.addr(), TAGGED).expect_failure();
     assert!(spliceway.published().is_empty());
+}
+
+#[test]
+fn concurrent_requests_for_a_manifest_by_digest_are_one_upstream() {
+    let origin = Origin::start();
+    let image = image(&origin, 1);
+    let spliceway = start(&origin);
+    let path = format!("/v2/team/app/manifests/{}", image.digest());
+    let gate = Gate::new();
+    origin.always("GET", &path, Plan::delayed(&gate));
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| get(spliceway.addr(), &path).expect(200).expect_body(&image.manifest));
+        }
+        gate.wait_reached();
+        // Time for the others to arrive: they could only make the test fail.
+        thread::sleep(Duration::from_millis(300));
+        gate.open();
+    });
+    assert_eq!(origin.seen("GET", &path).len(), 1);
+}
+
+#[test]
+fn client_that_leaves_does_not_take_the_answer_from_others() {
+    let origin = Origin::start();
+    let image = image(&origin, 1);
+    let spliceway = start(&origin);
+    let gate = Gate::new();
+    origin.always("HEAD", TAGGED, Plan::delayed(&gate));
+    let mut leaving = Connection::open(spliceway.addr());
+    leaving.write(&Request::get(TAGGED).bytes(spliceway.addr())).expect("a request is written");
+    gate.wait_reached();
+    thread::scope(|scope| {
+        let staying = scope.spawn(|| get(spliceway.addr(), TAGGED));
+        thread::sleep(Duration::from_millis(200));
+        drop(leaving);
+        thread::sleep(Duration::from_millis(200));
+        gate.open();
+        staying.join().expect("no panic").expect(200).expect_body(&image.manifest);
+    });
+    assert_eq!(origin.seen("HEAD", TAGGED).len(), 1);
+}
+
+#[test]
+fn concurrent_lists_of_tags_are_one_upstream_and_kept_for_their_time() {
+    const LIST: &str = "/v2/team/app/tags/list";
+    let mut origin = Origin::start();
+    let image = image(&origin, 1);
+    let spliceway = start(&origin);
+    let tags = |answer: Answer| answer.expect(200).json()["tags"].clone();
+    let gate = Gate::new();
+    origin.always("GET", LIST, Plan::delayed(&gate));
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(tags(get(spliceway.addr(), LIST)), serde_json::json!(["v1"])));
+        }
+        gate.wait_reached();
+        thread::sleep(Duration::from_millis(300));
+        gate.open();
+    });
+    assert_eq!(origin.seen("GET", LIST).len(), 1);
+    // A new tag is seen once the list's time is over.
+    origin.tag("team/app", "v2", &image.digest());
+    outlive_ttl();
+    assert_eq!(tags(get(spliceway.addr(), LIST)), serde_json::json!(["v1", "v2"]));
+    // Without upstream, what is held is listed.
+    get(spliceway.addr(), TAGGED).expect(200);
+    origin.stop();
+    outlive_ttl();
+    assert_eq!(tags(get(spliceway.addr(), LIST)), serde_json::json!(["v1"]));
+}
+
+#[test]
+fn signed_manifest_of_schema_1_passes_through() {
+    const SIGNED: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let origin = Origin::start();
+    let spliceway = start(&origin);
+    let encode = |bytes: &[u8]| data_encoding::BASE64URL_NOPAD.encode(bytes);
+    let payload = serde_json::json!({
+        "schemaVersion": 1, "name": "team/app", "tag": "v1", "architecture": "amd64",
+        "fsLayers": [{"blobSum": sha256(b"layer")}], "history": [{"v1Compatibility": "{}"}],
+    });
+    let payload = serde_json::to_string_pretty(&payload).expect("plain values").into_bytes();
+    let protected = format!(r#"{{"formatLength":{},"formatTail":"{}"}}"#, payload.len() - 2, encode(b"\n}"));
+    let mut signed = payload[..payload.len() - 2].to_vec();
+    let rest = format!(",\n   \"signatures\": [{{\"protected\": \"{}\"}}]\n}}", encode(protected.as_bytes()));
+    signed.extend(rest.into_bytes());
+    // Its digest is the payload's, not its own.
+    let digest = sha256(&payload);
+    origin.manifest_as(&digest, SIGNED, &signed);
+    origin.tag("team/app", "v1", &digest);
+    let by_digest = format!("/v2/team/app/manifests/{digest}");
+    for target in [TAGGED, &by_digest, &by_digest] {
+        let answer = get(spliceway.addr(), target).expect(200).expect_body(&signed);
+        assert_eq!(answer.header("content-type"), Some(SIGNED), "{target}");
+        assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()), "{target}");
+    }
+    assert!(spliceway.published().is_empty(), "no file is named by what it does not hash to");
+    // One whose payload is another is refused like any other lie.
+    let lie = sha256(b"something else");
+    origin.manifest_as(&lie, SIGNED, &signed);
+    get(spliceway.addr(), &format!("/v2/team/app/manifests/{lie}")).expect_failure();
+}
+
+#[test]
+fn upstream_is_asked_for_every_type_whatever_the_client_accepts() {
+    let origin = Origin::start();
+    let image = image(&origin, 1);
+    let spliceway = start(&origin);
+    let accept = Request::get(TAGGED).header("Accept", "text/html");
+    accept.send(spliceway.addr()).expect(200).expect_body(&image.manifest);
+    for seen in origin.all_seen() {
+        let accepted = seen.header("accept").unwrap_or_default().to_owned();
+        for kind in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST] {
+            assert!(accepted.contains(kind), "{} asks for {accepted:?}", seen.method());
+        }
+    }
+}
+
+#[test]
+fn upstream_without_head_or_digest_header_is_coped_with() {
+    let origin = Origin::start();
+    let image = image(&origin, 1);
+    let spliceway = start(&origin);
+    for status in [405, 400] {
+        origin.always("HEAD", TAGGED, Plan::status(status));
+        outlive_ttl();
+        let answer = get(spliceway.addr(), TAGGED).expect(200).expect_body(&image.manifest);
+        assert_eq!(answer.header("docker-content-digest"), Some(image.digest().as_str()), "HEAD is {status}");
+    }
+    origin.heal();
+    for method in ["GET", "HEAD"] {
+        origin.always(method, TAGGED, Plan::healthy().header("Docker-Content-Digest", "").header("ETag", ""));
+    }
+    let moved = self::image(&origin, 2);
+    outlive_ttl();
+    get(spliceway.addr(), TAGGED).expect(200).expect_body(&moved.manifest);
+}
+
+#[test]
+fn mirrors_are_asked_for_manifests_too() {
+    let (mut mirror, origin) = (Origin::start(), Origin::start());
+    let (old, new) = (image(&mirror, 1), image(&origin, 2));
+    let spliceway = Spliceway::start(|setup| {
+        setup.origin(&origin).set("mirrors", vec![mirror.url()]).set("tag_ttl", TTL).set("retries", 1);
+    });
+    get(spliceway.addr(), TAGGED).expect(200).expect_body(&old.manifest);
+    assert!(origin.all_seen().is_empty(), "{:?}", origin.all_seen());
+    mirror.stop();
+    outlive_ttl();
+    get(spliceway.addr(), TAGGED).expect(200).expect_body(&new.manifest);
 }

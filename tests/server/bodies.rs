@@ -6,7 +6,7 @@ use std::time::Duration;
 use spliceway::server::unmatched_regions;
 
 use crate::client::Client;
-use crate::harness::{DATA_BYTES, PARTS, Server, data_at};
+use crate::harness::{DATA_BYTES, PARTS, Server, data, data_at};
 
 /// Around every threshold: nothing, a page, one `sendfile` call, one region, one cold window, many regions.
 const SIZES: [u64; 13] = [
@@ -178,6 +178,38 @@ fn an_announced_length_is_kept() {
     let server = Server::start();
     let mut client = Client::connect(server.address);
     assert_eq!(client.get("/announced/500000/500000").body.len(), 500_000);
+    // A body that says it is empty is not asked, and is no less complete for it.
+    assert_eq!(client.get("/announced/0/0").body.len(), 0);
+    assert!(server.seen.outcome("/announced/0/0").completed);
     assert_eq!(client.get("/contradiction").status, 500);
     client.expect_end();
+}
+
+#[test]
+fn what_is_not_in_memory_is_brought_in() {
+    for server in Server::in_all_modes() {
+        let mut client = Client::connect(server.address);
+        for target in ["/file/1/67108864", "/file/3000000/5000001"] {
+            evict();
+            let response = client.get(target);
+            let (offset, len) =
+                if target.contains("67108864") { (1, 64 << 20) } else { (3_000_000, 5_000_001) };
+            assert!(response.body == data_at(offset, len), "{target}");
+        }
+        evict();
+        let cold = client.get("/multipart").body;
+        assert!(cold == client.get("/multipart").body);
+        evict();
+        assert!(client.get("/chunked/5000000").body == data_at(0, 5_000_000));
+    }
+}
+
+/// Drops the data from the page cache, where its filesystem can.
+fn evict() {
+    let file = data();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    if spliceway::sys::is_resident(file, 20 << 20) != Some(false) {
+        eprintln!("the test's data cannot be evicted");
+    }
 }

@@ -189,6 +189,17 @@ fn heads_up_to_the_limits_are_taken() {
 }
 
 #[test]
+fn as_many_fields_as_are_allowed_by_default_are_taken() {
+    let server = Server::start();
+    let mut client = Client::connect(server.address);
+    let fields = "X: y\r\n".repeat(99);
+    assert_eq!(
+        client.send(format!("GET /describe HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).response().status,
+        200
+    );
+}
+
+#[test]
 fn large_limits_are_kept_too() {
     let options = ServerOptions { header_bytes: usize::MAX, header_fields: 500, ..ServerOptions::default() };
     let server = Server::with(&options);
@@ -277,12 +288,25 @@ fn a_slow_head_is_answered_with_408() {
 }
 
 #[test]
+fn an_empty_line_begins_no_head() {
+    let options = ServerOptions { header_timeout: Duration::from_millis(150), ..ServerOptions::default() };
+    let server = Server::with(&options);
+    let mut client = Client::connect(server.address);
+    client.send("\r");
+    std::thread::sleep(Duration::from_millis(20));
+    client.send("\n");
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(client.get("/describe").status, 200, "silence behind it is not a slow head");
+}
+
+#[test]
 fn an_upgrade_is_ignored_and_loses_nothing() {
     let server = Server::start();
     // What the library would do here is close without flushing; see `head::mask_upgrade`.
     let mut client = Client::connect_small(server.address);
     client.send(
-        "GET /file/0/16777216 HTTP/1.1\r\nHost: a\r\nConnection: close, upgrade\r\nUpgrade: h2c\r\n\r\n",
+        "POST /file/0/16777216 HTTP/1.1\r\nHost: a\r\nConnection: close, upgrade\r\nUpgrade: h2c\r\n\
+         Content-Length: 1000\r\n\r\n",
     );
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(client.response().body.len(), 16 << 20);

@@ -4,14 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spliceway::server::{Phase, ServerOptions, bind};
+use spliceway::server::{Phase, ServerOptions, bind, unmatched_regions};
 
 use crate::client::Client;
 use crate::harness::{Server, eventually};
 
 #[test]
 fn a_silent_connection_is_closed() {
-    let options = ServerOptions { idle_timeout: Duration::from_millis(200), ..ServerOptions::default() };
+    let options = ServerOptions { idle_timeout: Duration::from_millis(600), ..ServerOptions::default() };
     let server = Server::with(&options);
     let mut fresh = Client::connect(server.address);
     let mut used = Client::connect(server.address);
@@ -23,11 +23,11 @@ fn a_silent_connection_is_closed() {
 
 #[test]
 fn a_waiting_request_is_not_silence() {
-    let options = ServerOptions { idle_timeout: Duration::from_millis(100), ..ServerOptions::default() };
+    let options = ServerOptions { idle_timeout: Duration::from_millis(300), ..ServerOptions::default() };
     let server = Server::with(&options);
     let mut client = Client::connect(server.address);
     client.send("GET /hang HTTP/1.1\r\nHost: a\r\n\r\n");
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(900));
     server.seen.release.open();
     assert_eq!(client.response().text(), "released");
 }
@@ -167,4 +167,41 @@ fn a_request_behind_a_closing_one_does_not_spoil_its_answer() {
         assert_eq!(client.response().body.len(), 300_000);
         client.expect_end();
     }
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind() {
+    let server = Server::start();
+    let address = server.address;
+    let clients: Vec<_> = (0..300_usize)
+        .map(|number| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                match number % 6 {
+                    0 => drop(client.send("GET /describe HTTP/1.1\r\nHo")),
+                    1 => drop(
+                        client.send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhello"),
+                    ),
+                    2 => drop(
+                        client
+                            .send("GET /file/0/30000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+                            .exactly(number * 7000),
+                    ),
+                    3 => drop(
+                        client.send("GET /chunked/3000000 HTTP/1.1\r\nHost: a\r\n\r\n").exactly(number * 700),
+                    ),
+                    4 => drop(client.get(&format!("/file/{number}/{}", number * 1000))),
+                    _ => drop(client.send("GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")),
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    eventually(|| (server.seen.targets().len() == 250).then_some(()));
+    server.seen.release.open();
+    eventually(|| (server.doors.open_connections() == 0).then_some(()));
+    assert_eq!(server.seen.outcomes().len(), 250, "every response has one end");
+    assert_eq!(unmatched_regions(), 0);
 }

@@ -1,5 +1,6 @@
 //! The server over real sockets: every connection here is TCP on loopback, written and read byte by byte.
 
+mod agreement;
 mod bodies;
 mod client;
 mod failures;

@@ -112,6 +112,42 @@ fn reader_of_http_1_0_gets_unknown_length_only_whole() {
 }
 
 #[test]
+fn reader_of_http_1_0_follows_a_fill_of_known_length() {
+    let fixture = Fixture::growing();
+    let addr = fixture.spliceway.addr();
+    let mut connection = Connection::open(addr);
+    let request = format!("GET {} HTTP/1.0\r\nHost: {addr}\r\n\r\n", fixture.blob.path);
+    connection.write(request.as_bytes()).expect("a request is written");
+    // It begins before the end is there: the length tells this reader a cut from an end.
+    assert!(connection.is_answered_within(crate::support::PATIENCE));
+    fixture.gate.open();
+    let (bytes, end) = connection.drain();
+    let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+    assert!(
+        text.contains(&format!("content-length: {LEN}")) && !text.contains("transfer-encoding"),
+        "{text}"
+    );
+    assert_eq!(end, End::Complete);
+    assert!(bytes[head + 4..] == **fixture.blob.bytes);
+}
+
+#[test]
+fn connection_is_kept_or_closed_as_asked() {
+    let fixture = Fixture::stored();
+    let addr = fixture.spliceway.addr();
+    let mut connection = Connection::open(addr);
+    for _ in 0..3 {
+        let exchange = connection.request(addr, &fixture.get()).expect("an answer");
+        connection = exchange.into_connection();
+    }
+    let request = fixture.get().range("0-9").header("Connection", "close");
+    let exchange = connection.request(addr, &request).expect("an answer");
+    assert_eq!(exchange.head.header("connection"), Some("close"));
+    assert_eq!(exchange.into_connection().drain(), (Vec::new(), End::Complete));
+}
+
+#[test]
 fn empty_and_one_byte_blobs() {
     let origin = Origin::start();
     let spliceway = Spliceway::before(&origin);

@@ -3,8 +3,11 @@
 use std::thread;
 
 use super::{Fixture, GATE, LEN};
-use crate::support::client::{Answer, End};
-use crate::support::origin::Blob;
+use crate::support::client::{Answer, End, Request};
+use crate::support::origin::{Blob, Origin};
+use crate::support::plan::{Gate, Plan};
+use crate::support::process::Spliceway;
+use crate::support::{MIB, eventually};
 
 enum Expected {
     Whole,
@@ -190,4 +193,96 @@ fn too_many_ranges_are_not_obeyed() {
     let overlapping = ["0-"; 20].join(",");
     let answer = fixture.send(&fixture.get().range(&overlapping));
     assert!(answer.body.len() < 2 * LEN, "{answer}");
+}
+
+#[test]
+fn parts_near_and_far_of_a_blob_being_filled() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.registry("far_range", "1MiB").origin(&origin).set("stall_timeout", "60s");
+    });
+    let blob = origin.random_blob(1, 8 * MIB);
+    let gate = Gate::new();
+    origin.script("GET", &blob.path, [Plan::stall(GATE, &gate)]);
+    let first = Request::get(&blob.path).open(spliceway.addr());
+    gate.wait_reached();
+    let len = blob.len();
+    let spec = "bytes=0-9,5000000-5000999,100-109";
+    let expected = Expected::Parts(vec![(0, 9), (5_000_000, 5_000_999), (100, 109)]);
+    check_range(
+        &blob,
+        spec,
+        &expected,
+        &Request::get(&blob.path).header("Range", spec).send(spliceway.addr()),
+    );
+    let ranges: Vec<_> = origin
+        .seen("GET", &blob.path)
+        .iter()
+        .filter_map(|seen| seen.header("range").map(str::to_owned))
+        .collect();
+    assert_eq!(ranges, ["bytes=5000000-5000999"], "the far part alone is asked for");
+    // With a part of the tail the answer waits for the verdict.
+    let spec = "bytes=5-9,6000000-6000009,-7";
+    let expected = Expected::Parts(vec![(5, 9), (6_000_000, 6_000_009), (len - 7, len - 1)]);
+    let mut waiting = Request::get(&blob.path).header("Range", spec).open(spliceway.addr());
+    waiting.next(1).expect("the first part's head");
+    gate.open();
+    let answer = waiting.collect();
+    assert_eq!(answer.end, End::Complete);
+    first.collect().expect_body(&blob.bytes);
+    spliceway.wait_published(&blob.digest);
+    check_range(
+        &blob,
+        spec,
+        &expected,
+        &Request::get(&blob.path).header("Range", spec).send(spliceway.addr()),
+    );
+}
+
+#[test]
+fn parts_of_a_corrupt_blob_never_show_its_tail() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.registry("far_range", "1MiB").origin(&origin);
+    });
+    let blob = origin.random_blob(1, 8 * MIB);
+    origin.always("GET", &blob.path, Plan::corrupt(7 * MIB as u64).rate(16 * MIB as u64));
+    thread::scope(|scope| {
+        for spec in ["0-9,-1", "-5,0-9", "0-9,5000000-5000999,8388600-"] {
+            let request = Request::get(&blob.path).range(spec);
+            let addr = spliceway.addr();
+            scope.spawn(move || {
+                let answer = request.send(addr);
+                assert!(answer.status() != 206 || answer.end != End::Complete, "{spec}: {answer}");
+            });
+        }
+    });
+    assert!(!spliceway.is_published(&blob.digest));
+}
+
+#[test]
+fn far_range_that_upstream_fails_waits_for_the_fill() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.registry("far_range", "1MiB").origin(&origin).set("stall_timeout", "60s").set("retries", 1);
+    });
+    for (seed, plan) in (1..).zip([
+        Plan::status(503),
+        Plan::cut(5_000_500),
+        Plan::ignoring_range(),
+        Plan::healthy().header("Content-Range", "bytes 0-999/1000"),
+    ]) {
+        let blob = origin.random_blob(seed, 8 * MIB);
+        let gate = Gate::new();
+        origin.script("GET", &blob.path, [Plan::stall(GATE, &gate)]);
+        let first = Request::get(&blob.path).open(spliceway.addr());
+        gate.wait_reached();
+        origin.always("GET", &blob.path, plan);
+        let far = Request::get(&blob.path).range("5000000-5000999").open(spliceway.addr());
+        assert_eq!(far.status(), 206);
+        eventually("the question upstream", || (origin.seen("GET", &blob.path).len() > 1).then_some(()));
+        gate.open();
+        first.collect().expect_body(&blob.bytes);
+        far.collect().expect(206).expect_body(&blob.bytes[5_000_000..5_001_000]);
+    }
 }

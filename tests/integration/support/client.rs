@@ -27,11 +27,12 @@ pub(crate) struct Request {
     method: &'static str,
     target: String,
     headers: Vec<(String, String)>,
+    host: Option<String>,
 }
 
 impl Request {
     pub(crate) fn new(method: &'static str, target: impl Into<String>) -> Self {
-        Self { method, target: target.into(), headers: Vec::new() }
+        Self { method, target: target.into(), headers: Vec::new(), host: None }
     }
 
     pub(crate) fn get(target: impl Into<String>) -> Self {
@@ -63,8 +64,15 @@ impl Request {
         self.open(addr).collect()
     }
 
+    /// Another Host than the address that it is sent to.
+    pub(crate) fn host(mut self, host: &str) -> Self {
+        self.host = Some(host.into());
+        self
+    }
+
     pub(crate) fn bytes(&self, addr: SocketAddr) -> Vec<u8> {
-        let mut text = format!("{} {} HTTP/1.1\r\nHost: {addr}\r\n", self.method, self.target);
+        let host = self.host.clone().unwrap_or_else(|| addr.to_string());
+        let mut text = format!("{} {} HTTP/1.1\r\nHost: {host}\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             let _ = write!(text, "{name}: {value}\r\n");
         }
@@ -178,6 +186,14 @@ impl Connection {
         let taken = unread[..len].to_vec();
         self.at += len;
         Ok(taken)
+    }
+
+    /// Whether anything comes within `time`; the test goes on waiting afterwards as before.
+    pub(crate) fn is_answered_within(&mut self, time: std::time::Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).expect("a timeout");
+        let came = self.stream.peek(&mut [0]).is_ok();
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        came
     }
 
     /// Everything until the peer closes, and how it closed.

@@ -147,9 +147,14 @@ impl Origin {
     /// Holds a manifest, of every repository; its digest.
     pub(crate) fn manifest(&self, media_type: &str, bytes: &[u8]) -> String {
         let digest = sha256(bytes);
-        let held = (media_type.to_owned(), Arc::new(bytes.to_vec()));
-        self.state.manifests.lock().expect("not poisoned").insert(digest.clone(), held);
+        self.manifest_as(&digest, media_type, bytes);
         digest
+    }
+
+    /// Holds a manifest under a digest that is not necessarily that of its bytes.
+    pub(crate) fn manifest_as(&self, digest: &str, media_type: &str, bytes: &[u8]) {
+        let held = (media_type.to_owned(), Arc::new(bytes.to_vec()));
+        self.state.manifests.lock().expect("not poisoned").insert(digest.to_owned(), held);
     }
 
     pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &str) {

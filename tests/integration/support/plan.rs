@@ -68,7 +68,12 @@ impl Plan {
 
     /// Sends no head until `gate` opens.
     pub(crate) fn delayed(gate: &Gate) -> Self {
-        Self { delay: Some(gate.clone()), ..Self::default() }
+        Self::default().delay(gate)
+    }
+
+    /// As [`Plan::delayed`], for this plan.
+    pub(crate) fn delay(self, gate: &Gate) -> Self {
+        Self { delay: Some(gate.clone()), ..self }
     }
 
     /// The byte at `offset` is not the blob's.

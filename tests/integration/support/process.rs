@@ -33,6 +33,7 @@ pub(crate) struct Setup {
     upstreams: Vec<Upstream>,
     arguments: Vec<String>,
     data: Option<PathBuf>,
+    more: String,
 }
 
 #[derive(Clone)]
@@ -94,6 +95,12 @@ impl Setup {
         self
     }
 
+    /// Text for the end of the configuration file: further registries.
+    pub(crate) fn more(&mut self, text: &str) -> &mut Self {
+        self.more.push_str(text);
+        self
+    }
+
     /// The configuration file's text.
     pub(crate) fn text(&self) -> String {
         let mut registry = self.registry.clone();
@@ -103,7 +110,7 @@ impl Setup {
         let mut all = Table::new();
         all.insert("server".into(), Value::Table(self.server.clone()));
         all.insert("registry".into(), Value::Array(vec![Value::Table(registry)]));
-        toml::to_string(&all).expect("plain values")
+        toml::to_string(&all).expect("plain values") + &self.more
     }
 }
 
@@ -207,6 +214,24 @@ impl Spliceway {
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("it is running");
         kill_process(Pid::from_child(child), signal).expect("our own child");
+    }
+
+    /// Stops all of its threads, does `work`, and lets them go on.
+    pub(crate) fn frozen<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.signal(Signal::STOP);
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        eventually("all threads to stop", || {
+            let stopped = |task: &PathBuf| {
+                // A thread that is gone is as good as stopped. The name in parentheses may contain anything.
+                fs::read_to_string(task.join("stat"))
+                    .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+                    || !task.exists()
+            };
+            entries(&tasks).iter().all(stopped).then_some(())
+        });
+        let result = work();
+        self.signal(Signal::CONT);
+        result
     }
 
     /// SIGTERM; it must end with 0 once its connections are served.

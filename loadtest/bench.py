@@ -1,0 +1,67 @@
+"""What a run lends to its workloads: directories, cores, content, servers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+
+from content import Blob, Content
+from origin import Origin, running_origin
+from peers import Peer, Role, Server, running_server
+from processes import Cores
+
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The settings of a run, and a place for what it starts."""
+
+    directory: Path
+    content: Content
+    cores: Cores
+    peers: Sequence[Peer]
+    rounds: int
+    seconds: int
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @contextmanager
+    def origin(self, bytes_per_second: int | None = None) -> Iterator[Origin]:
+        """Runs an origin on the clients' core."""
+        with (
+            self._fresh_directory("origin") as directory,
+            running_origin(directory, self.content, self.cores.client, bytes_per_second) as origin,
+        ):
+            yield origin
+
+    @contextmanager
+    def server(self, peer: Peer, role: Role, origin: Origin, blob: Blob) -> Iterator[Server]:
+        """Runs a server on its core; what it stored is gone when the block ends."""
+        with (
+            self._fresh_directory(peer.name) as directory,
+            running_server(peer, role, directory, origin, blob, self.cores.server) as server,
+        ):
+            yield server
+
+    def peers_for(self, role: Role) -> list[Peer]:
+        """Those that can do it."""
+        return [peer for peer in self.peers if role in peer.setups]
+
+    def shortened(self, text: str) -> str:
+        """A text for the raw data, without the paths of this run and of this checkout."""
+        return text.replace(str(self.directory), "DIR").replace(f"{REPOSITORY_ROOT}/", "")
+
+    def _fresh_directory(self, name: str) -> AbstractContextManager[Path]:
+        return _removed_afterwards(self.directory / f"{name}-{next(self._numbers)}")
+
+
+@contextmanager
+def _removed_afterwards(directory: Path) -> Iterator[Path]:
+    try:
+        yield directory
+    finally:
+        rmtree(directory, ignore_errors=True)
