@@ -40,10 +40,10 @@ pub enum Wanted {
 }
 
 /// A body that follows `flight`. A range that begins more than `far` bytes ahead of what is readable now is asked of
-/// upstream by itself. `uncached` counts the bytes that this reader alone caused to come from upstream.
+/// upstream by itself; the flag says that this one is. `uncached` counts the bytes that this reader alone caused to come from upstream.
 ///
 /// The flight must have started (its length is known if upstream announced one).
-pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<AtomicU64>) -> Body {
+pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<AtomicU64>) -> (Body, bool) {
     let progress = flight.progress();
     let length = progress.length();
     let (position, end) = match wanted {
@@ -60,7 +60,8 @@ pub fn growing(flight: &Arc<Flight>, wanted: Wanted, far: u64, uncached: &Arc<At
         way: Way::File,
     };
     let reader = reader.taking_the_short_way(&progress, far);
-    Body::stream(chunks(reader), end.map(|end| end - position))
+    let short_way = matches!(reader.way, Way::Through(_));
+    (Body::stream(chunks(reader), end.map(|end| end - position)), short_way)
 }
 
 /// A body for a part of a blob that cannot be kept and that does not touch the blob's tail: `download`, `len` bytes of

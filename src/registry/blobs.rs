@@ -153,10 +153,14 @@ impl Registry {
         let content = self.blob_content(&flight.digest, length);
         let own = Arc::new(AtomicU64::new(0));
         record.also_received = Some(Arc::clone(&own));
-        // Of several ranges only the first may cost a request of its own.
-        let mut far = Some(self.options.far_range);
+        // Of several ranges one may cost a request of its own; the others wait for the fill.
+        let mut far = self.options.far_range;
         deliver(head, &content, |part| {
-            Ok(growing(flight, wanted(part), far.take().unwrap_or(u64::MAX), &own))
+            let (body, short_way) = growing(flight, wanted(part), far, &own);
+            if short_way {
+                far = u64::MAX;
+            }
+            Ok(body)
         })
     }
 

@@ -20,11 +20,14 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn mount(size: &str) -> Self {
+    /// `free` is how much of it is left, such as `8m`. The filesystem is larger than any blob here, so that none is refused
+    /// for its size alone.
+    fn mount(free: &str) -> Self {
         let at = TempDir::with_prefix("small-disk-").expect("a temporary directory");
-        tools::succeed(
-            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(at.path()),
-        );
+        let free: usize = free.trim_end_matches('m').parse().expect("a number of MiB");
+        let size = format!("size={}m", 64 + free);
+        tools::succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(at.path()));
+        std::fs::write(at.path().join("taken"), vec![0; 64 * MIB]).expect("room for what takes it");
         Self { at }
     }
 
@@ -44,6 +47,29 @@ fn on_small_disk(origin: &Origin, disk: &SmallDisk) -> Spliceway {
         setup.data(disk.path()).registry("min_free", 0);
         setup.origin(origin).set("stall_timeout", "60s");
     })
+}
+
+#[test]
+fn blob_that_could_never_fit_is_passed_through_and_costs_nothing_that_is_held() {
+    let origin = Origin::start();
+    let spliceway = Spliceway::start(|setup| {
+        setup.registry("min_free", 0).registry("max_size", "4MiB").origin(&origin);
+    });
+    let held = origin.random_blob(1, MIB);
+    get(spliceway.addr(), &held.path).expect(200).expect_body(&held.bytes);
+    spliceway.wait_published(&held.digest);
+    let large = origin.random_blob(2, 6 * MIB);
+    for _ in 0..2 {
+        get(spliceway.addr(), &large.path).expect(200).expect_body(&large.bytes);
+    }
+    // An upstream may announce anything.
+    let liar = origin.random_blob(3, MIB);
+    origin.always("GET", &liar.path, Plan::healthy().claim_length(1 << 50));
+    get(spliceway.addr(), &liar.path).expect_failure();
+    spliceway.wait_metric("spliceway_fill_failures_total", &["too_large"], |count| count >= 3.0);
+    assert!(spliceway.is_published(&held.digest), "what was held had to go for nothing");
+    assert_eq!(spliceway.published().len(), 1);
+    spliceway.assert_store_is_right();
 }
 
 #[test]

@@ -400,6 +400,7 @@ fn bytes_from_another_place_are_not_taken() {
             assert_not_published_then_recovers(&spliceway, &origin, &blob);
         }
     }
+    assert!(!spliceway.log().contains("panicked"));
 }
 
 #[test]
