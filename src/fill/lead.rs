@@ -207,7 +207,10 @@ impl Leader<'_> {
             origin,
             Arc::clone(&flight.received),
         );
-        download.expecting(flight.expected).avoiding(self.fills.suspect(&flight.digest))
+        let limit = self.fills.store.usage().limit();
+        download
+            .expecting(flight.expected.filter(|length| *length <= limit))
+            .avoiding(self.fills.suspect(&flight.digest))
     }
 
     /// Receives and writes to the end, then judges.

@@ -3,6 +3,7 @@
 mod badinput;
 mod bounds;
 mod crash;
+mod distrust;
 mod fanout;
 mod faults;
 mod harness;
