@@ -138,7 +138,8 @@ impl FillError {
     /// Whether another try, or another mirror, may do better.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Upstream(error) => error.is_retryable(),
+            // What one answer garbles the next may not.
+            Self::Upstream(error) => error.is_retryable() || matches!(error, UpstreamError::Malformed { .. }),
             Self::Length { .. } | Self::Short { .. } | Self::Misplaced { .. } => true,
             _ => false,
         }

@@ -6,7 +6,7 @@
 //! skipped: a blob is named by its content, so either the whole hashes right in the end or nothing is published.
 //! Whatever happens is named in the log with the byte it happened at.
 //!
-//! Bounds: [`Source::retries`] failures in a row without [`PROGRESS`] bytes between them, [`STUMBLES_MAX`] in all. Dropping
+//! Bounds: [`Source::retries`] failures in a row without `PROGRESS` bytes between them, `STUMBLES_MAX` in all. Dropping
 //! a download closes or returns its connection. No future here is cancel safe: drop the download with it.
 
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! Filling the cache from upstream: one fetch per digest, however many ask.
 //!
-//! A [`flight::Flight`] is one fill under way. Its leader is a task of its own on the worker that began it ([`lead`]): it
+//! A [`flight::Flight`] is one fill under way. Its leader is a task of its own on the worker that began it (`lead`): it
 //! fetches ([`fetch`]), writes and hashes on store threads, and publishes. Readers ([`body`]) follow the growing file at
 //! their own pace, on any worker: the file is the buffer, so neither a slow nor a vanished reader affects the fill, and
 //! memory does not grow with the blob or with the readers.
 //!
 //! **Runs at once**: up to [`fetch::TURNS`] fetches from each upstream; any number of readers. What was received and not
-//! yet written is bounded per fill and in all ([`pump`]).
+//! yet written is bounded per fill and in all (`pump`).
 //!
 //! **Survives a crash**: what was written, and where it was in the hash; see [`crate::store::ingest`].
 

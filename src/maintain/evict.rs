@@ -4,8 +4,8 @@
 //! process remembers). Never one that this process is sending, one that is being filled, or anything in `local`. A blob
 //! that another process sends keeps its bytes until that process closes it: unlinking does not take an open file away.
 //!
-//! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every [`RESCAN_EVERY`]; victims come
-//! from a scan with a heap of at most [`VICTIMS_MAX`]. Links to an evicted blob stay: they remember that upstream let
+//! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every `RESCAN_EVERY`; victims come
+//! from a scan with a heap of at most `VICTIMS_MAX`. Links to an evicted blob stay: they remember that upstream let
 //! the repository have it, and the next request fills it again.
 //!
 //! **Runs at once**: one task per registry, its scans and removals on a store thread. Of the processes on a directory one

@@ -288,7 +288,11 @@ impl Registry {
                 return Err(error);
             }
             // Some registries do not answer HEAD, or not as the specification says: GET settles it.
-            Err(UpstreamError::Unexpected { .. } | UpstreamError::Malformed { .. }) => None,
+            Err(
+                UpstreamError::Unexpected { .. }
+                | UpstreamError::Malformed { .. }
+                | UpstreamError::ServerError { status: 501, .. },
+            ) => None,
             Err(error) => return Err(error),
         };
         let fetched = match pointed_at {

@@ -4,11 +4,13 @@
 //! [`claim`] takes it or says who has it. The lock goes with the handle, so a process that dies releases it, and a
 //! follower takes over.
 //!
-//! **What survives a crash.** Data is appended and hashed in order, so the file's length says how far it got. Every
-//! [`STATE_EVERY`] bytes the hash state is written beside it (`state.json`). After a restart in the same boot the
-//! kernel still holds every byte that was written, and the state is believed if it fits the file (inode, length);
-//! only what lies behind it is hashed again. After a reboot nothing is believed: data was never synced on the way, so
-//! pages may be zeros under a right state. All of it is hashed again, and the digest decides.
+//! **What survives a crash.** Data is appended and hashed in order, so the file's length says how far it got. At the
+//! start and every `STATE_EVERY` bytes the hash state is written beside it (`state.json`). After a restart in the same
+//! boot the kernel still holds every byte that was written: the state is believed if it fits the file (inode,
+//! length), and what lies behind it is hashed. After a reboot nothing is believed, because data was never synced on the
+//! way and pages may be zeros under a right state: the data up to the state is hashed again, and kept only if it
+//! leads to the very same state; what lies behind it cannot be checked before the end, and goes. A fill whose state fits
+//! neither way is dropped. So what a resumed fill shows its readers is what upstream sent.
 //!
 //! **Publication** ([`Ingest::publish`]): fdatasync of the data, then, under the digest's shard lock, link(2) to the final
 //! name and fsync of the directory and of each one newly made. A crash at any instant leaves nothing under the
@@ -153,41 +155,51 @@ impl Ingest {
             durable::remove(&self.state_path())?;
             return Ok(Some(self));
         }
-        if let Some(state) = read_state(&self.layout, &self.digest) {
-            self.believe(state, size);
-        }
-        let mut buffer = vec![0; REHASH_BUFFER];
-        while self.written() < size {
-            let want = REHASH_BUFFER.min(usize::try_from(size - self.written()).unwrap_or(REHASH_BUFFER));
-            let read = self.file.read_at(&mut buffer[..want], self.written())?;
-            if read == 0 {
-                break;
-            }
-            self.hasher.update(&buffer[..read]);
-        }
-        if self.origin.length.is_some_and(|length| self.written() > length) {
+        let believed = match read_state(&self.layout, &self.digest) {
+            Some(state) if state.inode == self.inode && state.offset <= size => self.believe(state, size)?,
+            _ => false,
+        };
+        if !believed || self.origin.length.is_some_and(|length| self.written() > length) {
+            tracing::info!(digest = %self.digest, "an interrupted fill cannot be trusted: it is dropped");
             self.discard()?;
             return Ok(None);
         }
         Ok(Some(self))
     }
 
-    /// Takes over from a state what fits the file.
-    fn believe(&mut self, state: State, size: u64) {
-        let hash = data_encoding::BASE64.decode(state.hash.as_bytes()).ok();
-        let hasher = hash.and_then(|hash| Hasher::restore(self.digest.algorithm(), &hash));
-        let hasher = hasher.filter(|hasher| hasher.len() == state.offset);
-        match hasher {
-            Some(hasher) if state.inode == self.inode && state.offset <= size && state.boot == boot_id() => {
-                self.hasher = hasher;
-                self.state_at = state.offset;
-            }
-            _ => tracing::info!(
-                digest = %self.digest,
-                "an interrupted fill's state cannot be trusted: hashing its data again"
-            ),
-        }
+    /// Takes over from a state of this very file what can be believed, and says whether it can.
+    fn believe(&mut self, state: State, size: u64) -> io::Result<bool> {
+        let hash = data_encoding::BASE64.decode(state.hash.as_bytes()).unwrap_or_default();
+        let hasher = Hasher::restore(self.digest.algorithm(), &hash);
+        let Some(hasher) = hasher.filter(|hasher| hasher.len() == state.offset) else { return Ok(false) };
         self.origin = state.origin;
+        if state.boot == boot_id() {
+            self.hasher = hasher;
+            self.state_at = state.offset;
+            self.hash_up_to(size)?;
+            return Ok(true);
+        }
+        self.hash_up_to(state.offset)?;
+        if self.hasher.state() != hasher.state() {
+            return Ok(false);
+        }
+        // Nobody has seen what lies behind: followers go by a state of this boot, and this is the first.
+        self.file.set_len(state.offset)?;
+        self.save_state();
+        Ok(true)
+    }
+
+    /// Hashes what the file holds from where the hash stands.
+    fn hash_up_to(&mut self, end: u64) -> io::Result<()> {
+        let mut buffer = vec![0; REHASH_BUFFER];
+        while self.written() < end {
+            let want = REHASH_BUFFER.min(usize::try_from(end - self.written()).unwrap_or(REHASH_BUFFER));
+            match self.file.read_at(&mut buffer[..want], self.written())? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => self.hasher.update(&buffer[..read]),
+            }
+        }
+        Ok(())
     }
 
     /// The digest that this fill is to have.
@@ -370,6 +382,7 @@ impl Follower {
                 if self.origin.get().is_none()
                     && let Some(state) = read_state(&self.layout, &self.digest)
                     && state.inode == self.inode
+                    && state.boot == boot_id()
                 {
                     let _ = self.origin.set(state.origin);
                 }

@@ -88,8 +88,13 @@ pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
                 Ok(())
             });
         }
+        let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
         for_each_entry(algorithm, |directory| {
-            freed += sweep_fill(directory, fill_age);
+            let digest = file_name(directory).and_then(|hex| format!("{algorithm_name}:{hex}").parse().ok());
+            // A crash between the blob's new name and the end of its old one leaves the fill as a second link to it,
+            // which would keep its bytes when the blob is evicted.
+            let is_published = digest.is_some_and(|digest| layout.blob(&digest).exists());
+            freed += sweep_fill(directory, if is_published { Duration::ZERO } else { fill_age });
             Ok(())
         })
     })?;

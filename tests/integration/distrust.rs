@@ -13,15 +13,31 @@ use crate::support::plan::{Gate, Plan};
 use crate::support::process::Spliceway;
 use crate::support::{MIB, eventually, noise};
 
-/// An interrupted fill that holds wrong bytes, and a state that says of upstream what `length` says.
+/// An interrupted fill that holds wrong bytes, and a state that fits it.
 fn leave_wrong_fill(spliceway: &Spliceway, blob: &Blob, len: usize) {
     let fill = spliceway.fill_path(&blob.digest);
     fs::create_dir_all(&fill).expect("our own directory");
     fs::write(fill.join("data"), noise(77, len)).expect("our own directory");
     let inode = fs::metadata(fill.join("data")).expect("our own file").ino();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot");
+    // The state of the hash before the first byte.
+    let mut hash = Vec::new();
+    for word in [
+        0x6a09_e667_u32,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ] {
+        hash.extend(word.to_le_bytes());
+    }
+    hash.resize(104, 0);
     let state = json!({
-        "version": 1, "digest": blob.digest, "offset": 0, "hash": "", "inode": inode, "boot": "another",
-        "length": blob.len(), "etag": null,
+        "version": 1, "digest": blob.digest, "offset": 0, "hash": data_encoding::BASE64.encode(&hash),
+        "inode": inode, "boot": boot.trim(), "length": blob.len(), "etag": null,
     });
     fs::write(fill.join("state.json"), state.to_string()).expect("our own directory");
 }

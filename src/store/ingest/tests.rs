@@ -71,31 +71,62 @@ fn what_does_not_have_the_digest_is_not_published() {
 }
 
 #[test]
-fn a_fill_goes_on_where_it_was_dropped_with_and_without_a_saved_state() {
-    for saved in [true, false] {
-        let fixture = fixture(100_000);
-        let mut ingest = fixture.lead();
-        fixture.append(&mut ingest, 40_000);
-        if saved {
-            ingest.set_origin(Origin { length: Some(100_000), etag: Some("\"x\"".to_owned()) });
-        }
-        fixture.append(&mut ingest, 70_001);
-        drop(ingest);
+fn a_fill_goes_on_where_it_was_dropped() {
+    let fixture = fixture(100_000);
+    let mut ingest = fixture.lead();
+    fixture.append(&mut ingest, 40_000);
+    ingest.set_origin(Origin { length: Some(100_000), etag: Some("\"x\"".to_owned()) });
+    fixture.append(&mut ingest, 70_001);
+    drop(ingest);
 
-        let mut resumed = fixture.lead();
-        assert_eq!(resumed.written(), 70_001, "what lies behind the state counts too");
-        assert_eq!(resumed.origin().length, saved.then_some(100_000));
-        fixture.append(&mut resumed, 100_000);
-        resumed.publish().expect("published");
-        fixture.assert_published();
-    }
+    let mut resumed = fixture.lead();
+    assert_eq!(resumed.written(), 70_001, "what lies behind the state counts too");
+    assert_eq!(resumed.origin().length, Some(100_000));
+    fixture.append(&mut resumed, 100_000);
+    resumed.publish().expect("published");
+    fixture.assert_published();
 }
 
-/// After a power cut the state may be right and the pages behind it zeros: the data is what counts.
+/// A fill of which 50,000 bytes were written, 40,000 of them before its state, as another boot finds it.
+fn of_another_boot() -> Fixture {
+    let fixture = fixture(100_000);
+    let mut ingest = fixture.lead();
+    fixture.append(&mut ingest, 40_000);
+    ingest.save_state();
+    fixture.append(&mut ingest, 50_000);
+    drop(ingest);
+    fixture.rewrite_state(|state| state["boot"] = "another boot".into());
+    fixture
+}
+
+fn data(fixture: &Fixture) -> File {
+    let path = fixture.layout.fill(&fixture.digest).join("data");
+    OpenOptions::new().write(true).open(path).expect("the fill's data")
+}
+
 #[test]
-fn a_state_of_another_boot_or_another_file_is_not_believed() {
-    let changes: [fn(&mut serde_json::Value); 5] = [
-        |state| state["boot"] = "another boot".into(),
+fn after_a_reboot_what_leads_to_the_state_is_kept_and_what_lies_behind_it_goes() {
+    let fixture = of_another_boot();
+    data(&fixture).write_all_at(&[0; 4096], 45_000).expect("pages behind the state are lost");
+    let mut resumed = fixture.lead();
+    assert_eq!(resumed.written(), 40_000);
+    assert_eq!(resumed.file().metadata().expect("a file").len(), 40_000);
+    fixture.append(&mut resumed, 100_000);
+    resumed.publish().expect("published");
+    fixture.assert_published();
+}
+
+/// After a power cut the state may be right and the pages before it zeros.
+#[test]
+fn after_a_reboot_data_that_does_not_lead_to_the_state_goes() {
+    let fixture = of_another_boot();
+    data(&fixture).write_all_at(&[0; 4096], 8192).expect("pages before the state are lost");
+    assert_eq!(fixture.lead().written(), 0);
+}
+
+#[test]
+fn a_state_that_does_not_fit_the_file_is_not_believed() {
+    let changes: [fn(&mut serde_json::Value); 4] = [
         |state| state["inode"] = 1.into(),
         |state| state["version"] = 99.into(),
         |state| state["offset"] = 39_999.into(),
@@ -106,15 +137,9 @@ fn a_state_of_another_boot_or_another_file_is_not_believed() {
         let mut ingest = fixture.lead();
         fixture.append(&mut ingest, 40_000);
         ingest.save_state();
-        let data = ingest.file();
         drop(ingest);
-        data.write_all_at(&[0; 4096], 8192).expect("the pages are lost");
         fixture.rewrite_state(change);
-
-        let mut resumed = fixture.lead();
-        assert_eq!(resumed.written(), 40_000);
-        fixture.append(&mut resumed, 100_000);
-        assert!(resumed.verify().is_err(), "the lost pages were believed");
+        assert_eq!(fixture.lead().written(), 0);
     }
 }
 
@@ -124,14 +149,9 @@ fn a_state_ahead_of_its_data_is_not_believed() {
     let mut ingest = fixture.lead();
     fixture.append(&mut ingest, 40_000);
     ingest.save_state();
-    let data = ingest.file();
     drop(ingest);
-    data.set_len(30_000).expect("the end is lost");
-    let mut resumed = fixture.lead();
-    assert_eq!(resumed.written(), 30_000);
-    fixture.append(&mut resumed, 100_000);
-    resumed.publish().expect("published");
-    fixture.assert_published();
+    data(&fixture).set_len(30_000).expect("the end is lost");
+    assert_eq!(fixture.lead().written(), 0);
 }
 
 #[test]
@@ -171,6 +191,7 @@ fn a_follower_takes_over_the_same_file_when_the_leader_is_gone_even_if_readers_k
     let Ok(Claim::Follower(follower)) = claim(&fixture.layout, &fixture.digest) else {
         panic!("two leaders")
     };
+    ingest.set_origin(Origin { length: Some(10_000), etag: None });
     fixture.append(&mut ingest, 6000);
     let _reader = ingest.file();
     drop(ingest);
