@@ -248,11 +248,11 @@ impl Ingest {
         Ok(())
     }
 
-    /// Puts the hash state on disk, for whoever resumes. Without it the data is hashed again, so a failure is only logged.
+    /// Puts the hash state on disk, for whoever resumes. Without it the fill begins anew, so a failure is only logged.
     pub fn save_state(&mut self) {
         self.state_at = self.written();
         if let Err(error) = self.write_state() {
-            tracing::warn!(digest = %self.digest, %error, "cannot save how far a fill is: if it is interrupted, it is hashed again");
+            tracing::warn!(digest = %self.digest, %error, "cannot save how far a fill is: if it is interrupted, it begins anew");
         }
     }
 
