@@ -29,6 +29,7 @@ def describe(directory: Path, cores: Cores, peers: Sequence[Peer], binary: Path)
         kernel=f"{platform.system()} {platform.release()}",
         system=platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         filesystem=first_line("findmnt", "-n", "-o", "FSTYPE", "-T", str(directory)),
+        congestion_control=Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         python=platform.python_version(),
         command=["loadtest/run", *sys.argv[1:]],
         commit=_commit(),
@@ -55,4 +56,5 @@ def _wrk_version() -> str:
 
 def _commit() -> str:
     """The commit of this checkout; "-dirty" if files were changed since."""
-    return first_line("git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--exclude=*")
+    found = first_line("git", "-C", str(REPOSITORY_ROOT), "describe", "--always", "--dirty", "--exclude=*")
+    return found if re.fullmatch(r"[0-9a-f]+(-dirty)?", found) else "unknown"

@@ -32,6 +32,7 @@ class MachineRecord(Record):
     kernel: str
     system: str
     filesystem: str
+    congestion_control: str
     python: str
     command: list[str]
     commit: str

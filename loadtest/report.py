@@ -57,7 +57,9 @@ def _head(machine: MachineRecord) -> str:
     return f"""# Benchmark of {machine.date}
 
 {machine.cpu}, {machine.cores} cores ({pinned}), {machine.memory_bytes / 2**30:.0f} GiB, {machine.filesystem},
-{machine.kernel}, {machine.system}. Commit {machine.commit}. `{" ".join(machine.command)}`
+TCP {machine.congestion_control}, {machine.kernel}, {machine.system}. Commit {machine.commit}.
+
+    {" ".join(machine.command)}
 
 {versions}
 

@@ -21,8 +21,8 @@ from peers import Peer, Role, Server
 from processes import Process, ProcessError
 from records import ColdRound, FailureRecord, HitRound, NotesRecord, Record, ServerRecord
 
-# What can go wrong with one server and leaves the others to be measured.
-SERVER_FAILURES = (ProcessError, ContentError, OSError)
+# What can go wrong with a server and leaves the others to be measured.
+FAILURES = (ProcessError, ContentError, OSError)
 # An origin that is asked without a cache in front.
 DIRECT = "(the origin itself, 1 client)"
 
@@ -73,7 +73,7 @@ class HitWorkload:
                 try:
                     server = stack.enter_context(bench.server(peer, Role.HIT, origin, blob))
                     server.warm()
-                except SERVER_FAILURES as error:
+                except FAILURES as error:
                     yield FailureRecord(self.name, peer.label(Role.HIT), str(error))
                     continue
                 servers.append(server)
@@ -82,7 +82,7 @@ class HitWorkload:
                 for server in servers:
                     try:
                         yield self._round(bench, server, number)
-                    except SERVER_FAILURES as error:
+                    except FAILURES as error:
                         yield FailureRecord(self.name, server.label, str(error))
             for server in servers:
                 yield from _notes(self.name, server)
@@ -129,7 +129,7 @@ class ColdWorkload:
                 for peer in bench.peers_for(Role.COLD):
                     try:
                         yield from self._turn(bench, peer, origin, blob, number)
-                    except SERVER_FAILURES as error:
+                    except FAILURES as error:
                         yield FailureRecord(self.name, peer.label(Role.COLD), str(error))
                     # What one server leaves to be written must not slow the next one.
                     os.sync()
@@ -216,5 +216,5 @@ def _notes(workload: str, server: Server) -> Iterator[Record]:
     try:
         notes = server.notes()
         yield NotesRecord(workload, server.label, notes, server.warnings(notes), server.process.log())
-    except SERVER_FAILURES as error:
+    except FAILURES as error:
         yield FailureRecord(workload, server.label, f"asking it how it fared: {error}")
