@@ -1,4 +1,4 @@
-//! Which repository is meant: the rules of DESIGN by which a name and `ns=` lead to a tree and an upstream.
+//! Which repository is meant: the rules by which a name and `ns=` lead to a tree and an upstream.
 //!
 //! `ns=` names an upstream or one of its aliases (anything else is unknown: this is no open proxy); else the first
 //! component of the name may be an upstream's name; else the default upstream is meant. What is fetched is stored as
