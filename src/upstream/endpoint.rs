@@ -138,6 +138,7 @@ impl Endpoints {
     }
 
     /// The upstream's own URL.
+    #[cfg(test)]
     pub(super) fn own(&self) -> &Endpoint {
         &self.own
     }

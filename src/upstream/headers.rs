@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, header};
 use super::blobs::ContentRange;
 use super::exchange::quoted;
 use crate::http::date;
+use crate::http::range;
 
 /// The longest wait that an upstream can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
@@ -25,12 +26,8 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 
 /// `Content-Range: bytes first-last/length` (RFC 9110 §14.4), with `first <= last < length`.
 pub(super) fn content_range(value: &str) -> Option<ContentRange> {
-    let (range, length) = bytes_unit(value)?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (start, end_inclusive) = (number(first)?, number(last)?);
-    let total = if length.trim() == "*" { None } else { Some(number(length)?) };
-    let is_ordered = start <= end_inclusive && total.is_none_or(|total| end_inclusive < total);
-    is_ordered.then_some(ContentRange { start, end_inclusive, total })
+    let (range, total) = range::parse_content_range(value.as_bytes())?;
+    Some(ContentRange { start: range.start, end_inclusive: range.end() - 1, total })
 }
 
 /// The length in `Content-Range: bytes */length`, as a 416 carries it.

@@ -45,7 +45,6 @@ use endpoint::{Endpoint, Endpoints, redacted};
 /// One upstream registry; see the module's documentation. `Send + Sync`, to be shared in an `Arc`.
 pub struct Upstream {
     name: String,
-    aliases: Vec<String>,
     docker_hub: bool,
     endpoints: Endpoints,
     client: HttpClient,
@@ -105,7 +104,6 @@ impl Upstream {
             stall_timeout: options.stall_timeout,
             max_manifest_bytes: options.max_manifest_bytes,
             observer: options.observer,
-            aliases: options.aliases,
             name: options.name,
         })
     }
@@ -115,18 +113,15 @@ impl Upstream {
         &self.name
     }
 
-    /// Other values of `?ns=` that mean this upstream.
-    pub fn aliases(&self) -> &[String] {
-        &self.aliases
-    }
-
-    /// The `host[:port]` of the upstream's own URL, another value of `?ns=` that means it.
-    pub fn host(&self) -> &str {
+    /// The `host[:port]` of the upstream's own URL.
+    #[cfg(test)]
+    fn host(&self) -> &str {
         &self.endpoints.own().label
     }
 
     /// How many endpoints there are: the mirrors and the upstream's own URL.
-    pub fn endpoint_count(&self) -> usize {
+    #[cfg(test)]
+    fn endpoint_count(&self) -> usize {
         self.endpoints.iter().count()
     }
 

@@ -17,8 +17,6 @@ pub struct UpstreamOptions {
     pub url: String,
     /// Tried in this order before `url`; the same form as `url`.
     pub mirrors: Vec<String>,
-    /// Other values of `?ns=` that mean this upstream; not used in here.
-    pub aliases: Vec<String>,
     /// How to log in.
     pub credentials: Credentials,
     /// PEM certificates that are trusted beside the system's.
@@ -54,7 +52,6 @@ impl UpstreamOptions {
             name: name.into(),
             url: url.into(),
             mirrors: Vec::new(),
-            aliases: Vec::new(),
             credentials: Credentials::None,
             ca_file: None,
             auth_hosts: Vec::new(),
