@@ -32,6 +32,7 @@ use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
 use crate::registry::{Handler, Site};
 use crate::server::{self, Counters, Doors, Phase, Seat, ServerOptions, Worker};
+use crate::store::renew_generation;
 use crate::sys::files::Files;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
@@ -361,6 +362,7 @@ impl Application {
             tracing::warn!("changes in [server] take effect after a restart");
         }
         *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
+        renew_generation();
         self.config = Config { server: self.config.server.clone(), ..config };
         self.start_evictors();
         tracing::info!("configuration reloaded");

@@ -72,6 +72,20 @@ pub struct Region {
     pub offset: u64,
     /// How many bytes it has.
     pub len: usize,
+    /// They were written a moment ago, so they are in the page cache: there is no need to look.
+    pub recent: bool,
+}
+
+impl Region {
+    /// The longest region of `file` that begins at `offset` and has at most `available` bytes; `None` if that is 0.
+    ///
+    /// Regions end at multiples of [`MAX_REGION`], so that readers who began at different places come to send the same
+    /// ones, and what was learnt about one of them serves all.
+    pub fn at(file: &Arc<File>, offset: u64, available: u64) -> Option<Self> {
+        let longest = MAX_REGION as u64 - offset % MAX_REGION as u64;
+        let len = usize::try_from(available.min(longest)).ok().filter(|len| *len > 0)?;
+        Some(Self { file: Arc::clone(file), offset, len, recent: false })
+    }
 }
 
 /// Why a body could not be produced to its end. The peer sees a reset connection, never a clean end.
@@ -106,6 +120,22 @@ impl Error for BodyError {
         // The wrapper says what its cause says, so the chain goes on below the cause.
         self.0.source()
     }
+}
+
+/// What [`Body::constant`] found.
+#[derive(Clone, Debug)]
+pub enum Constant {
+    /// Bytes in memory, maybe none.
+    Bytes(Bytes),
+    /// `len` bytes of a file, at least one.
+    File {
+        /// The file, open for reading.
+        file: Arc<File>,
+        /// Where they begin, in bytes from the file's start.
+        offset: u64,
+        /// How many there are.
+        len: u64,
+    },
 }
 
 /// The stream behind [`Body::stream`].
@@ -174,6 +204,18 @@ impl Body {
         Self(Inner::Stream { stream: Box::pin(stream), remaining: len, last: None })
     }
 
+    /// The body's content, if all of it is there and the same to everybody: in memory, or one run of a file.
+    pub fn constant(&self) -> Option<Constant> {
+        match &self.0 {
+            Inner::Empty => Some(Constant::Bytes(Bytes::new())),
+            Inner::Bytes(bytes) => Some(Constant::Bytes(bytes.clone())),
+            Inner::File { file, offset, remaining } => {
+                Some(Constant::File { file: Arc::clone(file), offset: *offset, len: *remaining })
+            }
+            Inner::Stream { .. } | Inner::Multi(_) => None,
+        }
+    }
+
     /// The same body, held to `len` bytes as [`stream`](Self::stream) does it.
     #[must_use]
     pub fn with_size(mut self, len: u64) -> Self {
@@ -238,10 +280,9 @@ impl Body {
     pub fn take_region(&mut self) -> Option<Region> {
         match &mut self.0 {
             Inner::File { file, offset, remaining } => {
-                let len = usize::try_from(*remaining).map_or(MAX_REGION, |left| left.min(MAX_REGION));
-                let region = Region { file: Arc::clone(file), offset: *offset, len };
-                *offset += len as u64;
-                *remaining -= len as u64;
+                let region = Region::at(file, *offset, *remaining)?;
+                *offset += region.len as u64;
+                *remaining -= region.len as u64;
                 if *remaining == 0 {
                     self.0 = Inner::Empty;
                 }

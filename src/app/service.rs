@@ -1,14 +1,16 @@
 //! The seam between the server and the registry: neither knows the other.
 
 use std::future::Future;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response};
 
 use crate::body::Body;
-use crate::registry::{Arrived, Handler, RequestBody};
-use crate::server::{Request, ResponseEnd, Service, discard};
+use crate::registry::{Again, Arrived, Handler, RequestBody};
+use crate::server::{Outcome, Repeat, Repeatable, Request, ResponseEnd, Service, discard};
 
 /// How much of a body that nobody wants is read before the answer, in bytes: a client that is still sending would not see
 /// an early one.
@@ -26,7 +28,7 @@ impl Service for RegistryService {
 }
 
 async fn respond(handler: Handler, request: Request) -> Response<Body> {
-    let Request { head, body, peer, received, rejected } = request;
+    let Request { head, body, peer, received, rejected, repeats } = request;
     let body = match rejected {
         Some(error) => RequestBody::HeadRefused {
             status: error.status,
@@ -39,10 +41,26 @@ async fn respond(handler: Handler, request: Request) -> Response<Body> {
         None => RequestBody::None,
     };
     let (mut response, ending) = handler.respond(Arrived { head, peer, received_at: received, body }).await;
+    if repeats && let Some(again) = ending.again() {
+        response.extensions_mut().insert(Repeatable(Arc::new(Encore(again))));
+    }
     response
         .extensions_mut()
         .insert(ResponseEnd::new(move |outcome| ending.finish(outcome.bytes, outcome.error.as_deref())));
     response
+}
+
+/// The registry's leave to repeat an answer, as the server asks for it.
+struct Encore(Again);
+
+impl Repeat for Encore {
+    fn is_current(&self, now: Instant) -> bool {
+        self.0.is_current(now)
+    }
+
+    fn ended(&self, peer: SocketAddr, received: Instant, outcome: &Outcome) {
+        self.0.finish(peer, received, outcome.bytes, outcome.error.as_deref());
+    }
 }
 
 fn has_body(headers: &HeaderMap) -> bool {

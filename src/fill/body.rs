@@ -21,7 +21,7 @@ use futures_util::stream;
 use super::error::{FillError, Spill};
 use super::fetch::{Download, Source};
 use super::flight::Flight;
-use crate::body::{Body, BodyError, Chunk, MAX_REGION, Region};
+use crate::body::{Body, BodyError, Chunk, Region};
 use crate::http::range::ByteRange;
 use crate::oci::{Digest, Hasher};
 use crate::store::ingest::Origin;
@@ -29,6 +29,10 @@ use crate::watermark::{self, HELD_BACK, Progress};
 
 /// Why bytes are served and not kept, as the metrics call it: the range was far ahead of its fill.
 pub const FAR_RANGE: &str = "far_range";
+
+/// What the fill wrote last, in bytes: it is in the page cache without a look. A look at what was just written is dear:
+/// 16 readers of one fill spent a quarter of the server's CPU time with it (2.8 s without this, 2.2 s with it, for 512 MiB).
+const RECENT_BYTES: u64 = 32 << 20;
 
 /// The part of a blob under fill that a reader wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +152,12 @@ impl Reader {
         Download::new(source, self.flight.digest, from, origin, Arc::clone(&self.uncached))
     }
 
-    fn region(&mut self, readable: u64) -> Option<Chunk> {
-        let file = Arc::clone(self.flight.file.get()?);
-        let region = region(file, self.position, readable)?;
+    fn region(&mut self, progress: &Progress<FillError>) -> Option<Chunk> {
+        let readable = progress.readable().min(self.end.unwrap_or(u64::MAX));
+        let behind = progress.readable().saturating_sub(self.position);
+        let mut region =
+            Region::at(self.flight.file.get()?, self.position, readable.checked_sub(self.position)?)?;
+        region.recent = matches!(progress, Progress::Growing { .. }) && behind <= RECENT_BYTES;
         self.position += region.len as u64;
         Some(Chunk::Region(region))
     }
@@ -202,13 +209,9 @@ impl Chunks for Reader {
                 Progress::Failed(error) => return Err(BodyError::new(error)),
                 Progress::Verified { len } if self.end.is_none() => self.end = Some(len),
                 progress => {
-                    let readable = progress.readable().min(self.end.unwrap_or(u64::MAX));
-                    match self.region(readable) {
-                        Some(chunk) => return Ok(Some(chunk)),
-                        None => {
-                            return Err(BodyError::new("a fill has no file, or is shorter than its range"));
-                        }
-                    }
+                    let chunk = self.region(&progress).map(Some);
+                    return chunk
+                        .ok_or_else(|| BodyError::new("a fill has no file, or is shorter than its range"));
                 }
             }
         }
@@ -240,7 +243,7 @@ impl SpillReader {
         let mut reader = Self { digest, download, hasher, start, end, queue, at, queued: 0, verified: false };
         let mut position = at;
         if let Some(file) = &spill.file {
-            while let Some(region) = region(Arc::clone(file), position, spill.written) {
+            while let Some(region) = Region::at(file, position, spill.written.saturating_sub(position)) {
                 position += region.len as u64;
                 reader.push(Chunk::Region(region));
             }
@@ -321,13 +324,7 @@ fn cut(chunk: Chunk, from: u64, to: u64) -> Chunk {
     match chunk {
         Chunk::Bytes(bytes) => Chunk::Bytes(bytes.slice(start..end)),
         Chunk::Region(region) => {
-            Chunk::Region(Region { file: region.file, offset: region.offset + from, len: end - start })
+            Chunk::Region(Region { offset: region.offset + from, len: end - start, ..region })
         }
     }
-}
-
-/// The next region of `file` from `position`, not beyond `end`.
-fn region(file: Arc<std::fs::File>, position: u64, end: u64) -> Option<Region> {
-    let len = usize::try_from(end.checked_sub(position)?).unwrap_or(MAX_REGION).min(MAX_REGION);
-    (len > 0).then_some(Region { file, offset: position, len })
 }

@@ -57,6 +57,8 @@ pub(super) struct Record {
     pub(super) received: Option<Arc<AtomicU64>>,
     /// Bytes that came from upstream for this request alone.
     pub(super) also_received: Option<Arc<AtomicU64>>,
+    /// When the disk was looked at, if the answer follows from that and the request's head alone.
+    pub(super) rests_on: Option<Instant>,
 }
 
 impl Record {
@@ -70,6 +72,24 @@ impl Record {
             cache: CacheState::None,
             received: None,
             also_received: None,
+            rests_on: None,
+        }
+    }
+
+    /// The answer is content that is held, as looks at the disk at `at` and later said.
+    pub(super) fn hit(&mut self, at: Instant) {
+        self.cache = CacheState::Hit;
+        self.rests_on = Some(at);
+    }
+
+    /// The record of an equal request that is given the same answer.
+    pub(super) fn of_repeat(&self) -> Self {
+        Self {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            received: None,
+            also_received: None,
+            ..*self
         }
     }
 
@@ -89,20 +109,32 @@ impl Record {
 
     /// Says it. `error` is why the body did not reach its end.
     pub(super) fn finish(&self, metrics: &Metrics, status: StatusCode, bytes: u64, error: Option<&str>) {
+        self.finish_for(self.peer, self.received_at, metrics, status, bytes, error);
+    }
+
+    /// Says it of an equal request by `peer`.
+    pub(super) fn finish_for(
+        &self,
+        peer: SocketAddr,
+        received_at: Instant,
+        metrics: &Metrics,
+        status: StatusCode,
+        bytes: u64,
+        error: Option<&str>,
+    ) {
         let cache = self.cache.as_str();
         metrics.request(self.route, status.as_u16(), cache);
         metrics.served(cache, bytes);
         let upstream_bytes = counted(self.received.as_ref()) + counted(self.also_received.as_ref());
-        let duration_ms = self.received_at.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(
             target: "access",
             method = if self.route == REFUSED { "-" } else { self.method.as_str() },
             path = self.path.as_str(),
             status = status.as_u16(),
             bytes,
-            duration_ms = (duration_ms * 1000.0).round() / 1000.0,
+            duration_ms = (received_at.elapsed().as_secs_f64() * 1e6).round() / 1000.0,
             cache,
-            client = %self.peer,
+            client = %peer,
             upstream_bytes,
             error,
         );

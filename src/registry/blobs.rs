@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, Version, request};
@@ -38,17 +39,21 @@ impl Registry {
         digest: &Digest,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
+        let mut looked_at = Instant::now();
         if let Some(local) = &target.local {
             let found = self.local.find(&worker.files, local, LinkKind::Layer, digest).await;
-            if let Some(blob) = found.map_err(|error| disk_error("find a blob", &error))? {
-                record.cache = CacheState::Hit;
+            let found = found.map_err(|error| disk_error("find a blob", &error))?;
+            looked_at = looked_at.min(found.at);
+            if let Some(blob) = found.value {
+                record.hit(looked_at);
                 return self.send_stored(head, &blob);
             }
         }
         let Some(remote) = &target.remote else { return Err(ApiError::blob_unknown(digest)) };
         let found = self.cache.find(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
-        if let Some(blob) = found.map_err(|error| disk_error("find a blob", &error))? {
-            record.cache = CacheState::Hit;
+        let found = found.map_err(|error| disk_error("find a blob", &error))?;
+        if let Some(blob) = found.value {
+            record.hit(looked_at.min(found.at));
             return self.send_stored(head, &blob);
         }
         self.absent_blob(worker, head, remote, digest, record).await

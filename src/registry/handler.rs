@@ -13,6 +13,7 @@ use super::respond::{API_VERSION, API_VERSION_VALUE, ApiError, OCI_NAMESPACE};
 use super::route::{Query, Route};
 use crate::body::Body;
 use crate::metrics::Metrics;
+use crate::store::{REVALIDATE_AFTER, generation};
 use crate::sys::files::Files;
 
 /// The registries that this process serves, chosen by Host.
@@ -82,12 +83,50 @@ pub struct Ending {
     metrics: Metrics,
     status: StatusCode,
     reason: Option<String>,
+    /// As it was before anything was looked up.
+    generation: u64,
 }
 
 impl Ending {
     /// Says it: `bytes` of the body reached the socket; `error` is why it did not reach its end.
     pub fn finish(self, bytes: u64, error: Option<&str>) {
         self.record.finish(&self.metrics, self.status, bytes, error.or(self.reason.as_deref()));
+    }
+
+    /// The leave to give an equal request the same answer without asking again; `None` if the answer may be another one.
+    pub fn again(&self) -> Option<Again> {
+        let looked_at = self.record.rests_on?;
+        matches!(self.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED).then(
+            || Again {
+                record: self.record.of_repeat(),
+                metrics: self.metrics.clone(),
+                status: self.status,
+                until: looked_at + REVALIDATE_AFTER,
+                generation: self.generation,
+            },
+        )
+    }
+}
+
+/// An answer that follows from the request's head and from looks at the disk alone, and that holds for as long as those
+/// are believed.
+pub struct Again {
+    record: Record,
+    metrics: Metrics,
+    status: StatusCode,
+    until: Instant,
+    generation: u64,
+}
+
+impl Again {
+    /// Whether an equal request would be answered in the same way at `now`.
+    pub fn is_current(&self, now: Instant) -> bool {
+        now < self.until && self.generation == generation()
+    }
+
+    /// Says that `peer` was given the answer: see [`Ending::finish`].
+    pub fn finish(&self, peer: SocketAddr, received_at: Instant, bytes: u64, error: Option<&str>) {
+        self.record.finish_for(peer, received_at, &self.metrics, self.status, bytes, error);
     }
 }
 
@@ -109,6 +148,7 @@ impl Handler {
     /// Answers a request. The log and the metrics hear of it when the [`Ending`] is told how the answer went.
     pub async fn respond(&self, arrived: Arrived) -> (Response<Body>, Ending) {
         let Arrived { head, peer, received_at, body } = arrived;
+        let generation = generation();
         let mut record = Record::new(&head.method, &head.uri, peer, received_at);
         let mut result = match body {
             RequestBody::HeadRefused { status, label, reason } => {
@@ -138,7 +178,8 @@ impl Handler {
         if path == "/v2" || path.starts_with("/v2/") {
             response.headers_mut().insert(API_VERSION, API_VERSION_VALUE);
         }
-        let ending = Ending { record, metrics: self.metrics.clone(), status: response.status(), reason };
+        let ending =
+            Ending { record, metrics: self.metrics.clone(), status: response.status(), reason, generation };
         (response, ending)
     }
 

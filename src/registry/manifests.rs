@@ -10,7 +10,7 @@
 //! lists gets the linux/amd64 child of a Docker list, as from distribution.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{ACCEPT, AGE, HeaderValue, VARY, WARNING};
 use http::{Response, request};
@@ -23,7 +23,7 @@ use super::namespace::{Registry, Remote, Target};
 use super::respond::ApiError;
 use crate::body::Body;
 use crate::oci::{Accept, Descriptor, Digest, Kind, Manifest, Reference, Tag, media_type};
-use crate::store::{Blob, LinkKind, Store, StoredRepository, TagLink};
+use crate::store::{Blob, LinkKind, Looked, Store, StoredRepository, TagLink};
 use crate::sys::files::Files;
 use crate::upstream::{Attempt, FetchedManifest, Operation, UpstreamError};
 
@@ -94,16 +94,20 @@ impl Registry {
         digest: &Digest,
         record: &mut Record,
     ) -> Result<Found, ApiError> {
-        if let Some(local) = &target.local
-            && let Some(blob) = find(&self.local, worker, local, digest).await?
-        {
-            record.cache = CacheState::Hit;
-            return Ok(Found::Stored(blob));
+        let mut looked_at = Instant::now();
+        if let Some(local) = &target.local {
+            let found = look(&self.local, worker, local, digest).await?;
+            looked_at = looked_at.min(found.at);
+            if let Some(blob) = found.value {
+                record.hit(looked_at);
+                return Ok(Found::Stored(blob));
+            }
         }
         let reference = Reference::Digest(*digest);
         let Some(remote) = &target.remote else { return Err(ApiError::manifest_unknown(&reference)) };
-        if let Some(blob) = find(&self.cache, worker, &remote.stored, digest).await? {
-            record.cache = CacheState::Hit;
+        let found = look(&self.cache, worker, &remote.stored, digest).await?;
+        if let Some(blob) = found.value {
+            record.hit(looked_at.min(found.at));
             return Ok(Found::Stored(blob));
         }
         if self.is_known_absent(remote, LinkKind::Manifest, &reference) {
@@ -155,6 +159,8 @@ impl Registry {
             }
             Ok(Resolved { digest, fetched: None }) => {
                 let found = self.manifest_by_digest(worker, target, &digest, record).await?;
+                // It follows from upstream's word as well.
+                record.rests_on = None;
                 Ok(Tagged { found, age: Some(Duration::ZERO), stale: false })
             }
             Err(error) if error.is_absence() => Err(self.refused(remote, &reference, &error)),
@@ -362,7 +368,7 @@ impl Registry {
         for child in &manifest.manifests {
             let found =
                 self.cache.find(&worker.files, &remote.stored, LinkKind::Manifest, &child.digest).await;
-            if let Ok(Some(child)) = found
+            if let Ok(Looked { value: Some(child), .. }) = found
                 && let Some(child) = self.parsed(worker, &child).await
                 && self.holds_blobs(worker, remote, &child).await
             {
@@ -376,7 +382,7 @@ impl Registry {
         for descriptor in manifest.blobs() {
             let digest = &descriptor.digest;
             let found = self.cache.find(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
-            if !matches!(found, Ok(Some(_))) {
+            if !matches!(found, Ok(Looked { value: Some(_), .. })) {
                 return false;
             }
         }
@@ -443,6 +449,15 @@ async fn find(
     repository: &StoredRepository,
     digest: &Digest,
 ) -> Result<Option<Arc<Blob>>, ApiError> {
+    Ok(look(store, worker, repository, digest).await?.value)
+}
+
+async fn look(
+    store: &Arc<Store>,
+    worker: &Worker,
+    repository: &StoredRepository,
+    digest: &Digest,
+) -> Result<Looked<Option<Arc<Blob>>>, ApiError> {
     let found = store.find(&worker.files, repository, LinkKind::Manifest, digest).await;
     found.map_err(|error| disk_error("find a manifest", &error))
 }

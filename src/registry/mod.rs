@@ -25,7 +25,7 @@ mod route;
 mod tags;
 
 pub use access_log::CacheState;
-pub use handler::{Arrived, Ending, Handler, RequestBody, Site};
+pub use handler::{Again, Arrived, Ending, Handler, RequestBody, Site};
 pub use namespace::{Registry, RegistryOptions, RegistryUpstream};
 pub use respond::ApiError;
 pub use route::{Route, fuzz_entry as fuzz_route};

@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request, uri};
@@ -17,8 +16,9 @@ use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
 use super::control::Control;
+use super::encore::{self, Answer, Repeatable, Repertoire};
 use super::outgoing::{Outgoing, ResponseEnd};
-use super::shared::Shared;
+use super::shared::{Arrival, Shared};
 use super::transport::{LINGER_TIME, Transport};
 use super::watchdog::{Expired, Timeouts, Watchdog};
 use super::{Counters, Request, ServerOptions, Service};
@@ -37,6 +37,7 @@ pub(super) struct Shop<S> {
     pub(super) options: Arc<ServerOptions>,
     pub(super) files: Files,
     pub(super) counters: Arc<Counters>,
+    pub(super) repertoire: Rc<Repertoire>,
 }
 
 impl<S: Service> Shop<S> {
@@ -53,7 +54,9 @@ impl<S: Service> Shop<S> {
             }
         };
         let limits = self.options.limits();
-        let transport = Transport::new(stream, Rc::clone(&shared), limits, self.options.sender);
+        let repertoire = Rc::clone(&self.repertoire);
+        let transport =
+            Transport::new(stream, peer, Rc::clone(&shared), repertoire, limits, self.options.sender);
         let mut builder = http1::Builder::new();
         // The head was checked for its size; the library's own limit only has to be no smaller.
         builder.max_buf_size(BUFFER_BYTES.max(limits.bytes * 2));
@@ -111,11 +114,9 @@ impl<S: Service> Shop<S> {
         peer: SocketAddr,
         request: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<S> {
-        let (received, rejected) = match shared.next_arrival() {
-            Some(arrival) => (arrival.received, arrival.refused),
-            // Every head goes through the transport, so this cannot be; if it is, the request is still a request.
-            None => (Instant::now(), None),
-        };
+        // Every head goes through the transport, so there is one; if not, the request is still a request.
+        let arrival = shared.next_arrival();
+        let Arrival { received, refused: rejected, bytes } = arrival.unwrap_or_else(Arrival::now);
         if let Some(error) = &rejected {
             self.counters.refused(error.refusal);
             tracing::debug!(%peer, status = %error.status, reason = %error.reason, "head refused");
@@ -125,10 +126,12 @@ impl<S: Service> Shop<S> {
             adopt_authority(&mut head);
         }
         let method_is_head = head.method == Method::HEAD;
-        let request = Request { head, body, peer, received, rejected };
+        let bytes = bytes.filter(|_| encore::is_repeatable(&head));
+        let request = Request { head, body, peer, received, rejected, repeats: bytes.is_some() };
         async move {
             let (mut parts, body) = self.service.call(request).await.into_parts();
             let on_end = parts.extensions.remove::<ResponseEnd>();
+            let repeatable = parts.extensions.remove::<Repeatable>();
             let body = if method_is_head || has_no_body(parts.status) {
                 // Dropped here rather than by the library, so that it is not taken for a body that was cut short.
                 Body::empty()
@@ -146,6 +149,10 @@ impl<S: Service> Shop<S> {
             };
             if control.is_draining() {
                 parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            } else if let (Some(bytes), Some(repeatable)) = (bytes, repeatable)
+                && let Some(answer) = Answer::new(bytes, &parts, &body, repeatable)
+            {
+                self.repertoire.learn(answer);
             }
             let outgoing = Outgoing::new(body, shared, &self.files, received, on_end);
             Ok(Response::from_parts(parts, outgoing))
@@ -221,7 +228,8 @@ impl Driver<'_> {
         let deadlines = &self.shared.deadlines;
         deadlines.set_idle(self.shared.is_idle());
         // A head under way is waited for: its sender could not know better.
-        if self.control.is_draining() && !self.closing && !deadlines.is_in_head() {
+        let busy = deadlines.is_in_head() || self.shared.is_in_encore();
+        if self.control.is_draining() && !self.closing && !busy {
             self.closing = true;
             return Verdict::CloseGracefully;
         }

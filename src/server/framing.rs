@@ -94,6 +94,11 @@ impl Framing {
         matches!(self.state, State::Length(_) | State::Chunked(_))
     }
 
+    /// Whether the next byte begins a request, as far as can be told.
+    pub const fn is_at_start(&self) -> bool {
+        matches!(self.state, State::Start { .. })
+    }
+
     /// Whether the framing is lost, so that nothing more can be passed on.
     pub const fn is_lost(&self) -> bool {
         matches!(self.state, State::Lost)

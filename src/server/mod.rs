@@ -6,6 +6,7 @@
 //!  connection.rs  one connection: hyper between transport and service; watchdog.rs is its clock
 //!  transport.rs   the socket as hyper reads and writes it
 //!     reading     framing.rs finds each request's head, head.rs checks it, before hyper sees a byte of it
+//!     again       encore.rs: what was just answered, for a request in the same words
 //!     writing     sender.rs: sendmsg, and sendfile for the regions that outbox.rs keeps in order
 //!  outgoing.rs    a response's body as hyper polls it, followed until its last byte is out
 //!     residency.rs tells whether it can be sent without waiting for the disk
@@ -19,6 +20,7 @@
 
 mod connection;
 mod control;
+mod encore;
 pub mod framing;
 pub mod head;
 pub mod listener;
@@ -43,6 +45,7 @@ use hyper::body::Incoming;
 
 use crate::body::Body;
 
+pub use encore::{Repeat, Repeatable};
 pub use listener::{adopt, bind, listen, raise_open_files_limit};
 pub use options::{Counters, ServerOptions};
 pub use outbox::unmatched_regions;
@@ -65,6 +68,9 @@ pub struct Request {
     /// The head was refused, and the other fields describe a stand-in: answer with the error's status and reason. The
     /// connection closes after it.
     pub rejected: Option<HeadError>,
+    /// The same request came before: if others could be given the same answer, a [`Repeatable`] in the response's
+    /// extensions is of use.
+    pub repeats: bool,
 }
 
 /// What a connection serves.

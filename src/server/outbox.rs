@@ -101,6 +101,7 @@ impl Outbox {
             file: region.file.clone(),
             offset: region.offset + *sent as u64,
             len: region.len - sent,
+            recent: region.recent,
         })
     }
 
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     fn region(len: usize) -> Region {
-        Region { file: Arc::new(tempfile::tempfile().unwrap()), offset: 100, len }
+        Region { file: Arc::new(tempfile::tempfile().unwrap()), offset: 100, len, recent: false }
     }
 
     #[test]

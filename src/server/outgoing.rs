@@ -27,7 +27,7 @@ use crate::sys::Files;
 
 /// Bodies up to this length, in bytes, are sent without a look at the page cache: one read of the disk is what a look and
 /// a read-ahead would cost too.
-const UNCHECKED_BYTES_MAX: u64 = 256 * 1024;
+pub(super) const UNCHECKED_BYTES_MAX: u64 = 256 * 1024;
 /// How much of a cold region is brought in and sent at a time, in bytes.
 const COLD_WINDOW_BYTES: usize = 2 << 20;
 
@@ -207,7 +207,7 @@ impl Outgoing {
 
     fn is_resident(&self, region: &Region) -> bool {
         // What cannot be told is brought in as well: a needless read-ahead costs microseconds, a wait milliseconds.
-        self.files.is_none() || residency::is_resident(region)
+        region.recent || self.files.is_none() || residency::is_resident(region)
     }
 
     /// Begins to bring in the first window of `region`, and keeps the rest.
@@ -217,15 +217,15 @@ impl Outgoing {
             return;
         };
         if region.len > COLD_WINDOW_BYTES {
-            let rest = Region {
+            self.rest = Some(Region {
                 file: Arc::clone(&region.file),
                 offset: region.offset + COLD_WINDOW_BYTES as u64,
                 len: region.len - COLD_WINDOW_BYTES,
-            };
-            self.rest = Some(rest);
+                recent: false,
+            });
             region.len = COLD_WINDOW_BYTES;
         }
-        let Region { file, offset, len } = region.clone();
+        let Region { file, offset, len, .. } = region.clone();
         let populate = Box::pin(async move {
             if let Err(error) = files.populate(&file, offset, len).await {
                 // Sending will wait for the disk instead, and will tell if the file cannot be read at all.

@@ -85,7 +85,12 @@ mod tests {
 
     #[test]
     fn a_region_is_remembered_for_a_second_and_no_other_with_it() {
-        let region = |offset, len| Region { file: Arc::new(tempfile::tempfile().unwrap()), offset, len };
+        let region = |offset, len| Region {
+            file: Arc::new(tempfile::tempfile().unwrap()),
+            offset,
+            len,
+            recent: false,
+        };
         let mut memo = Memo { slots: Vec::new() };
         let (one, other) = (region(4096, 10), region(4096, 10));
         let now = Instant::now();
@@ -101,7 +106,12 @@ mod tests {
     #[test]
     fn slots_are_used_evenly() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let of = |number: u64| Region { file: Arc::clone(&file), offset: number * (4 << 20), len: 4 << 20 };
+        let of = |number: u64| Region {
+            file: Arc::clone(&file),
+            offset: number * (4 << 20),
+            len: 4 << 20,
+            recent: false,
+        };
         let used: std::collections::HashSet<usize> =
             (0..SLOTS as u64).map(|number| slot(&of(number))).collect();
         assert!(used.iter().all(|slot| *slot < SLOTS));
@@ -112,7 +122,7 @@ mod tests {
     fn what_was_just_written_is_resident_and_what_is_not_there_is_not() {
         let file = Arc::new(tempfile::tempfile().unwrap());
         std::os::unix::fs::FileExt::write_all_at(&*file, &vec![1; 100_000], 0).unwrap();
-        assert!(is_resident(&Region { file: Arc::clone(&file), offset: 0, len: 100_000 }));
-        assert!(!is_resident(&Region { file, offset: 1 << 30, len: 100_000 }));
+        assert!(is_resident(&Region { file: Arc::clone(&file), offset: 0, len: 100_000, recent: false }));
+        assert!(!is_resident(&Region { file, offset: 1 << 30, len: 100_000, recent: false }));
     }
 }

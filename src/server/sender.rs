@@ -237,7 +237,8 @@ mod tests {
                 let (stream, mut peer) = pair();
                 stream.writable().await.unwrap();
                 let shared = Shared::new().unwrap();
-                let region = Region { file: Arc::new(tempfile::tempfile().unwrap()), offset: 0, len: 10 };
+                let file = Arc::new(tempfile::tempfile().unwrap());
+                let region = Region { file, offset: 0, len: 10, recent: false };
                 let token = shared.outbox.borrow_mut().push(region);
                 let mut writer = Writer::new(sender);
                 let mut cx = Context::from_waker(Waker::noop());

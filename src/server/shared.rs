@@ -23,6 +23,8 @@ pub(super) struct Shared {
     in_flight: Cell<usize>,
     /// Responses under way, from the service's answer to the last byte.
     delivering: Cell<usize>,
+    /// An answer is being given again by the transport ([`encore`](super::encore)): it counts as in flight and under way.
+    encore: Cell<bool>,
     /// A response ended before its end: the peer must not take what it got for the whole.
     aborted: Cell<bool>,
     /// What is being waited for, and since when.
@@ -37,6 +39,15 @@ pub(super) struct Arrival {
     pub(super) received: Instant,
     /// Set if the library was given a substitute for it.
     pub(super) refused: Option<HeadError>,
+    /// Its bytes, if the answer is to be learnt.
+    pub(super) bytes: Option<Box<[u8]>>,
+}
+
+impl Arrival {
+    /// A head that nobody announced.
+    pub(super) fn now() -> Self {
+        Self { received: Instant::now(), refused: None, bytes: None }
+    }
 }
 
 impl Shared {
@@ -46,6 +57,7 @@ impl Shared {
             heads: RefCell::default(),
             in_flight: Cell::new(0),
             delivering: Cell::new(0),
+            encore: Cell::new(false),
             aborted: Cell::new(false),
             deadlines: Deadlines::default(),
             idle_waker: Cell::new(None),
@@ -81,6 +93,24 @@ impl Shared {
         {
             waker.wake();
         }
+    }
+
+    /// The transport begins to give an answer again.
+    pub(super) fn encore_begins(&self) {
+        self.encore.set(true);
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.response_begins();
+    }
+
+    /// The answer that was given again is over, for better or worse.
+    pub(super) fn encore_over(&self, completed: bool) {
+        self.encore.set(false);
+        self.response_over(completed);
+    }
+
+    /// Whether an answer is being given again, of which the library knows nothing.
+    pub(super) fn is_in_encore(&self) -> bool {
+        self.encore.get()
     }
 
     /// Whether no request is under way between the transport and the end of its response.

@@ -13,6 +13,10 @@
 //! **Writing.** Slices of memory leave by `sendmsg`, tokens by the [`sender`](super::sender) as the regions of a file
 //! that they stand for (see [`outbox`](super::outbox)).
 //!
+//! **Again.** A request that a thread has just answered in the same words is answered here, without the library: see
+//! [`encore`](super::encore). That happens only while the library is idle and has nothing left to write, so responses
+//! keep their order.
+//!
 //! **Closing.** If a response was cut short, or is under way when this is dropped, the socket is closed with a linger time
 //! of 0, so that the peer sees a reset: a clean end is how a body of unknown length ends well. Otherwise the sending
 //! side is shut down, and if the peer may still be sending, what it sends is read and dropped for a while: closing a
@@ -20,6 +24,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -31,8 +36,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::encore::{Encore, Repertoire};
 use super::framing::{Framing, Step};
-use super::head::{self, Head, Limits};
+use super::head::{self, BodyLength, Head, Limits};
 use super::refusal::{HeadError, Refusal};
 use super::sender::{Sender, Writer};
 use super::shared::{Arrival, Shared};
@@ -65,6 +71,12 @@ pub(super) struct Transport {
     /// The peer has shut down its sending side.
     read_end: bool,
     closing: Closing,
+    peer: SocketAddr,
+    repertoire: Rc<Repertoire>,
+    /// The answer that is being given again. The library believes meanwhile that it waits for a request.
+    encore: Option<Encore>,
+    /// The library holds nothing that it has not written: all responses are over, and it flushed since.
+    flushed: bool,
 }
 
 /// The reading side's bytes.
@@ -97,7 +109,14 @@ enum Passed {
 }
 
 impl Transport {
-    pub(super) fn new(stream: TcpStream, shared: Rc<Shared>, limits: Limits, sender: Sender) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        shared: Rc<Shared>,
+        repertoire: Rc<Repertoire>,
+        limits: Limits,
+        sender: Sender,
+    ) -> Self {
         Self {
             stream,
             shared,
@@ -110,7 +129,23 @@ impl Transport {
             writer: Writer::new(sender),
             read_end: false,
             closing: Closing::No,
+            peer,
+            repertoire,
+            encore: None,
+            flushed: true,
         }
+    }
+
+    /// Gives on with the answer that is being given again, if there is one.
+    fn poll_encore(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(encore) = &mut self.encore else { return Poll::Ready(Ok(())) };
+        let result = if self.shared.deadlines.take_expired(|expired| expired == Expired::Write).is_some() {
+            Err(took_nothing())
+        } else {
+            ready!(encore.poll(cx, &mut self.writer, &self.stream))
+        };
+        self.encore = None;
+        Poll::Ready(result)
     }
 
     /// Acts on what the watchdog announced; `Some` is the result of the read under way.
@@ -160,12 +195,26 @@ impl Transport {
                 return Poll::Ready(Ok(Passed::Nothing));
             }
             if self.inbound.held.is_empty() {
-                let (used, passed) = self.inbound.pass(&self.shared, data, out)?;
+                if self.flushed && self.inbound.framing.is_at_start() && self.shared.is_idle() {
+                    let received = Instant::now();
+                    if let Some(answer) = self.repertoire.find(data, received) {
+                        let (shared, repertoire) = (&self.shared, &self.repertoire);
+                        self.encore = Encore::begin(answer, repertoire, shared, self.peer, received);
+                        if self.encore.is_some() {
+                            shared.deadlines.set_reading(Reading::Nothing);
+                            shared.deadlines.set_idle(false);
+                            return Poll::Ready(Ok(Passed::Nothing));
+                        }
+                    }
+                }
+                self.flushed = false;
+                let (used, passed) = self.inbound.pass(&self.shared, &self.repertoire, data, out)?;
                 self.inbound.held.extend_from_slice(&data[used..]);
                 return Poll::Ready(Ok(passed));
             }
+            self.flushed = false;
             self.inbound.held.extend_from_slice(data);
-            Poll::Ready(self.inbound.pass_held(&self.shared, out))
+            Poll::Ready(self.inbound.pass_held(&self.shared, &self.repertoire, out))
         })
     }
 
@@ -218,12 +267,13 @@ impl Inbound {
     fn pass(
         &mut self,
         shared: &Shared,
-        data: &[u8],
+        repertoire: &Repertoire,
+        all: &[u8],
         out: &mut ReadBufCursor<'_>,
     ) -> io::Result<(usize, Passed)> {
         let mut used = 0;
         loop {
-            let data = &data[used..];
+            let data = &all[used..];
             // Of a body only as much is taken as can be handed over at once.
             let seen = if self.framing.in_body() { &data[..data.len().min(out.remaining())] } else { data };
             match self.framing.step(seen) {
@@ -244,7 +294,10 @@ impl Inbound {
                 }
                 Step::Head(len, head) => {
                     let received = self.head_began.take().unwrap_or_else(Instant::now);
-                    shared.arrived(Arrival { received, refused: None });
+                    // Only what came alone and at once can be met again in the same form.
+                    let alone = len == all.len() && head.body == BodyLength::Known(0) && !head.upgrade;
+                    let bytes = (alone && repertoire.is_wanted(all)).then(|| Box::from(all));
+                    shared.arrived(Arrival { received, refused: None, bytes });
                     self.clear_head(&data[..len], head, out);
                     return Ok((used + len, Passed::Some));
                 }
@@ -258,9 +311,14 @@ impl Inbound {
     }
 
     /// [`pass`](Self::pass) with the bytes that are held.
-    fn pass_held(&mut self, shared: &Shared, out: &mut ReadBufCursor<'_>) -> io::Result<Passed> {
+    fn pass_held(
+        &mut self,
+        shared: &Shared,
+        repertoire: &Repertoire,
+        out: &mut ReadBufCursor<'_>,
+    ) -> io::Result<Passed> {
         let mut held = std::mem::take(&mut self.held);
-        let (used, passed) = self.pass(shared, &held, out)?;
+        let (used, passed) = self.pass(shared, repertoire, &held, out)?;
         if used < held.len() {
             held.advance(used);
             self.held = held;
@@ -290,7 +348,7 @@ impl Inbound {
         let substitute = if data.starts_with(b"HEAD ") { SUBSTITUTE_HEAD } else { SUBSTITUTE_GET };
         self.cleared = Bytes::from_static(substitute);
         self.held = BytesMut::new();
-        shared.arrived(Arrival { received, refused: Some(error) });
+        shared.arrived(Arrival { received, refused: Some(error), bytes: None });
     }
 }
 
@@ -310,6 +368,7 @@ impl hyper::rt::Read for Transport {
             return Poll::Ready(Ok(()));
         }
         loop {
+            ready!(this.poll_encore(cx))?;
             let inbound = &mut this.inbound;
             if !inbound.cleared.is_empty() {
                 let len = inbound.cleared.len().min(out.remaining());
@@ -323,7 +382,8 @@ impl hyper::rt::Read for Transport {
                 this.note_waiting();
                 return Poll::Pending;
             }
-            if !inbound.held.is_empty() && matches!(inbound.pass_held(&this.shared, &mut out)?, Passed::Some)
+            if !inbound.held.is_empty()
+                && let Passed::Some = inbound.pass_held(&this.shared, &this.repertoire, &mut out)?
             {
                 continue;
             }
@@ -355,10 +415,7 @@ impl hyper::rt::Write for Transport {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = if this.shared.deadlines.take_expired(|expired| expired == Expired::Write).is_some() {
-            Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the peer takes nothing of the response",
-            )))
+            Poll::Ready(Err(took_nothing()))
         } else {
             this.writer.poll_write(cx, &this.stream, &this.shared, slices)
         };
@@ -372,7 +429,10 @@ impl hyper::rt::Write for Transport {
         true
     }
 
+    /// The library calls it when it has nothing left to write.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.flushed = this.shared.is_idle();
         Poll::Ready(Ok(()))
     }
 
@@ -396,8 +456,13 @@ impl hyper::rt::Write for Transport {
     }
 }
 
+fn took_nothing() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of the response")
+}
+
 impl Drop for Transport {
     fn drop(&mut self) {
+        self.encore = None;
         if self.shared.must_reset() {
             // If this fails the socket is past caring.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));

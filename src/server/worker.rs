@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::connection::Shop;
 use super::control::Control;
+use super::encore::Repertoire;
 use super::{Counters, ServerOptions, Service};
 use crate::sys::Files;
 
@@ -120,6 +121,7 @@ impl<S: Service> Worker<S> {
             options: self.options,
             files: self.files,
             counters: self.counters,
+            repertoire: Rc::new(Repertoire::new()),
         });
         let mut connections = Connections::default();
         loop {

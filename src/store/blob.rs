@@ -5,6 +5,10 @@
 //! longer than [`REVALIDATE_AFTER`] ago is compared with the disk again (device, inode, length; for links the content),
 //! so another process on the same directory, or a person with `rm`, is noticed.
 //!
+//! A link that is not there is remembered as well: `local` is looked at before `cache`, so a hit in `cache` would
+//! otherwise open a missing file every time (2–3 µs of the 15 that a hit of 4 KiB took). What this process writes it
+//! forgets at once; a look at the disk that was under way meanwhile is not remembered ([`Links::written`]).
+//!
 //! One lock per tree guards the maps; it is held for map operations only, never across I/O. Dropping a [`Blob`] closes
 //! its file once the last body that sends from it is gone.
 
@@ -37,6 +41,21 @@ const TOUCH_EVERY_MS: u64 = 180_000;
 const LINK_MAX: u64 = 512;
 /// Links remembered for each open file that may be remembered.
 const LINKS_PER_HANDLE: usize = 4;
+
+/// See [`generation`].
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// A number that is another one after anything in any tree of this process was forgotten, or [`renew_generation`] was
+/// called: what was concluded from a look at a tree may be repeated without another look only while it stays the same,
+/// and for at most [`REVALIDATE_AFTER`].
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::Acquire)
+}
+
+/// Ends what was concluded from looks at trees, as when other trees or other rules apply from now on.
+pub fn renew_generation() {
+    GENERATION.fetch_add(1, Ordering::Release);
+}
 
 /// An open blob.
 #[derive(Debug)]
@@ -93,8 +112,54 @@ pub struct TagLink {
 #[derive(Debug)]
 pub(crate) struct Handles {
     opened: Mutex<Opened>,
-    links: Mutex<Remembered<(StoredRepository, LinkKind, Digest), Digest>>,
-    tags: Mutex<Remembered<(StoredRepository, Tag), TagLink>>,
+    links: Mutex<Links<(StoredRepository, LinkKind, Digest), Digest>>,
+    tags: Mutex<Links<(StoredRepository, Tag), TagLink>>,
+}
+
+/// What links were seen to lead to; `None` where there was none.
+#[derive(Debug)]
+struct Links<K: std::hash::Hash + Eq, V> {
+    seen: Remembered<K, Option<V>>,
+    /// How often this process wrote a link: what was read from the disk across such a moment may be out of date.
+    written: u64,
+}
+
+impl<K: std::hash::Hash + Eq, V: Clone> Links<K, V> {
+    fn new(max: NonZeroUsize) -> Self {
+        Self { seen: LruCache::with_hasher(max, RandomState::new()), written: 0 }
+    }
+
+    /// What was seen lately, or what [`remember`](Self::remember) has to be told after a look at the disk.
+    fn fresh(&mut self, key: &K) -> Result<Looked<Option<V>>, u64> {
+        match self.seen.get(key) {
+            Some(seen) if seen.is_fresh() => Ok(Looked { value: seen.value.clone(), at: seen.at }),
+            _ => Err(self.written),
+        }
+    }
+
+    /// Takes note of what the disk had at `looked.at` or later, if nothing was written since `written` was told.
+    fn remember(&mut self, key: K, looked: &Looked<Option<V>>, written: u64) {
+        if self.written == written {
+            self.seen.put(key, Seen { value: looked.value.clone(), at: looked.at });
+        } else {
+            self.seen.pop(&key);
+        }
+    }
+
+    /// The link was written, so that the next look goes to the disk.
+    fn forget(&mut self, key: &K) {
+        self.written += 1;
+        self.seen.pop(key);
+    }
+}
+
+/// What was found, and since when it has not been looked at again.
+#[derive(Clone, Copy, Debug)]
+pub struct Looked<T> {
+    /// What was found.
+    pub value: T,
+    /// When the disk was looked at, at the latest.
+    pub at: Instant,
 }
 
 #[derive(Debug)]
@@ -113,10 +178,6 @@ struct Seen<T> {
 }
 
 impl<T> Seen<T> {
-    fn now(value: T) -> Self {
-        Self { value, at: Instant::now() }
-    }
-
     fn is_fresh(&self) -> bool {
         self.at.elapsed() < REVALIDATE_AFTER
     }
@@ -129,8 +190,8 @@ impl Handles {
         let opened = Opened { blobs: LruCache::with_hasher(max, RandomState::new()), small_bytes: 0 };
         Self {
             opened: Mutex::new(opened),
-            links: Mutex::new(LruCache::with_hasher(links, RandomState::new())),
-            tags: Mutex::new(LruCache::with_hasher(links, RandomState::new())),
+            links: Mutex::new(Links::new(links)),
+            tags: Mutex::new(Links::new(links)),
         }
     }
 
@@ -140,26 +201,27 @@ impl Handles {
         files: &Files,
         layout: &Layout,
         digest: &Digest,
-    ) -> io::Result<Option<Arc<Blob>>> {
+    ) -> io::Result<Looked<Option<Arc<Blob>>>> {
         let remembered = lock(&self.opened).blobs.get(digest).cloned();
-        let path = match &remembered {
-            Some(seen) if seen.is_fresh() => return Ok(Some(Arc::clone(&seen.value))),
+        let path = match remembered {
+            Some(seen) if seen.is_fresh() => return Ok(Looked { value: Some(seen.value), at: seen.at }),
             _ => layout.blob(digest),
         };
+        let at = Instant::now();
         let Some(stat) = present(files.stat(&path).await)? else {
             self.forget(digest);
-            return Ok(None);
+            return Ok(Looked { value: None, at });
         };
         if let Some(Seen { value: blob, .. }) = remembered
             && (blob.device, blob.inode, blob.len) == (stat.dev, stat.ino, stat.len)
         {
-            self.remember(Arc::clone(&blob));
-            return Ok(Some(blob));
+            self.remember(Arc::clone(&blob), at);
+            return Ok(Looked { value: Some(blob), at });
         }
-        let Some(file) = present(files.open(&path).await)? else { return Ok(None) };
+        let Some(file) = present(files.open(&path).await)? else { return Ok(Looked { value: None, at }) };
         let blob = Arc::new(open(files, *digest, file, stat).await?);
-        self.remember(Arc::clone(&blob));
-        Ok(Some(blob))
+        self.remember(Arc::clone(&blob), at);
+        Ok(Looked { value: Some(blob), at })
     }
 
     /// What a repository's link leads to; `None` if it has none.
@@ -170,20 +232,17 @@ impl Handles {
         repository: &StoredRepository,
         kind: LinkKind,
         digest: &Digest,
-    ) -> io::Result<Option<Digest>> {
+    ) -> io::Result<Looked<Option<Digest>>> {
         let key = (repository.clone(), kind, *digest);
-        if let Some(seen) = lock(&self.links).get(&key)
-            && seen.is_fresh()
-        {
-            return Ok(Some(seen.value));
-        }
-        let target =
-            read_link(files, &layout.link(repository, kind, digest)).await?.map(|(target, _)| target);
-        match target {
-            Some(target) => drop(lock(&self.links).put(key, Seen::now(target))),
-            None => drop(lock(&self.links).pop(&key)),
-        }
-        Ok(target)
+        let written = match lock(&self.links).fresh(&key) {
+            Ok(looked) => return Ok(looked),
+            Err(written) => written,
+        };
+        let at = Instant::now();
+        let link = read_link(files, &layout.link(repository, kind, digest)).await?;
+        let looked = Looked { value: link.map(|(target, _)| target), at };
+        lock(&self.links).remember(key, &looked, written);
+        Ok(looked)
     }
 
     /// What a tag points at; `None` if there is no such tag.
@@ -195,31 +254,34 @@ impl Handles {
         tag: &Tag,
     ) -> io::Result<Option<TagLink>> {
         let key = (repository.clone(), tag.clone());
-        if let Some(seen) = lock(&self.tags).get(&key)
-            && seen.is_fresh()
-        {
-            return Ok(Some(seen.value));
-        }
+        let written = match lock(&self.tags).fresh(&key) {
+            Ok(looked) => return Ok(looked.value),
+            Err(written) => written,
+        };
+        let at = Instant::now();
         let link = read_link(files, &layout.tag_current(repository, tag)).await?;
-        let link = link.map(|(digest, confirmed)| TagLink { digest, confirmed });
-        match link {
-            Some(link) => drop(lock(&self.tags).put(key, Seen::now(link))),
-            None => drop(lock(&self.tags).pop(&key)),
-        }
-        Ok(link)
+        let value = link.map(|(digest, confirmed)| TagLink { digest, confirmed });
+        lock(&self.tags).remember(key, &Looked { value, at }, written);
+        Ok(value)
     }
 
     /// Forgets a blob, so that the next look goes to the disk.
     pub(crate) fn forget(&self, digest: &Digest) {
+        GENERATION.fetch_add(1, Ordering::Release);
         let mut opened = lock(&self.opened);
         if let Some(seen) = opened.blobs.pop(digest) {
             opened.small_bytes -= small_len(&seen.value);
         }
     }
 
-    /// Forgets a tag, so that the next look goes to the disk.
+    /// A link was written: the next look goes to the disk.
+    pub(crate) fn forget_link(&self, repository: &StoredRepository, kind: LinkKind, digest: &Digest) {
+        lock(&self.links).forget(&(repository.clone(), kind, *digest));
+    }
+
+    /// A tag was written or removed: the next look goes to the disk.
     pub(crate) fn forget_tag(&self, repository: &StoredRepository, tag: &Tag) {
-        lock(&self.tags).pop(&(repository.clone(), tag.clone()));
+        lock(&self.tags).forget(&(repository.clone(), tag.clone()));
     }
 
     /// Whether somebody is sending this blob, or is about to.
@@ -236,10 +298,10 @@ impl Handles {
         lock(&self.opened).blobs.peek(digest).map_or(0, |seen| seen.value.used.load(Ordering::Relaxed))
     }
 
-    fn remember(&self, blob: Arc<Blob>) {
+    fn remember(&self, blob: Arc<Blob>, at: Instant) {
         let mut opened = lock(&self.opened);
         opened.small_bytes += small_len(&blob);
-        if let Some((_, old)) = opened.blobs.push(blob.digest, Seen::now(blob)) {
+        if let Some((_, old)) = opened.blobs.push(blob.digest, Seen { value: blob, at }) {
             opened.small_bytes -= small_len(&old.value);
         }
         while opened.small_bytes > SMALL_TOTAL {

@@ -24,7 +24,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use blob::{Blob, TagLink};
+pub use blob::{Blob, Looked, REVALIDATE_AFTER, TagLink, generation, renew_generation};
 use bytes::Bytes;
 pub use layout::{Layout, LinkKind, StoredRepository};
 pub use usage::{Reservation, Usage};
@@ -89,17 +89,21 @@ impl Store {
         repository: &StoredRepository,
         kind: LinkKind,
         digest: &Digest,
-    ) -> io::Result<Option<Arc<Blob>>> {
-        let Some(target) = self.handles.link(files, &self.layout, repository, kind, digest).await? else {
-            return Ok(None);
-        };
-        self.blob(files, &target).await
+    ) -> io::Result<Looked<Option<Arc<Blob>>>> {
+        let link = self.handles.link(files, &self.layout, repository, kind, digest).await?;
+        let Some(target) = link.value else { return Ok(Looked { value: None, at: link.at }) };
+        let blob = self.look(files, &target).await?;
+        Ok(Looked { at: link.at.min(blob.at), ..blob })
     }
 
     /// The blob, whichever repository it belongs to: for a caller that has established the right to it otherwise.
     pub async fn blob(&self, files: &Files, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
+        Ok(self.look(files, digest).await?.value)
+    }
+
+    async fn look(&self, files: &Files, digest: &Digest) -> io::Result<Looked<Option<Arc<Blob>>>> {
         let blob = self.handles.blob(files, &self.layout, digest).await?;
-        if let Some(blob) = &blob
+        if let Some(blob) = &blob.value
             && self.options.evictable
         {
             blob::touch(blob);
@@ -115,7 +119,7 @@ impl Store {
         kind: LinkKind,
         digest: &Digest,
     ) -> io::Result<bool> {
-        Ok(self.handles.link(files, &self.layout, repository, kind, digest).await?.is_some())
+        Ok(self.handles.link(files, &self.layout, repository, kind, digest).await?.value.is_some())
     }
 
     /// What a tag points at.
@@ -136,7 +140,12 @@ impl Store {
         digest: &Digest,
     ) -> io::Result<()> {
         let (repository, digest) = (repository.clone(), *digest);
-        self.blocking(move |store| refs::link(&store.layout, &repository, kind, &digest)).await
+        self.blocking(move |store| {
+            let linked = refs::link(&store.layout, &repository, kind, &digest);
+            store.handles.forget_link(&repository, kind, &digest);
+            linked
+        })
+        .await
     }
 
     /// Stores a manifest whose digest the caller has verified, and links it, durably.
@@ -150,7 +159,9 @@ impl Store {
         self.blocking(move |store| {
             let added = ingest::publish_small(&store.layout, &digest, &content)?;
             store.usage.published(digest, added);
-            refs::link(&store.layout, &repository, LinkKind::Manifest, &digest)
+            let linked = refs::link(&store.layout, &repository, LinkKind::Manifest, &digest);
+            store.handles.forget_link(&repository, LinkKind::Manifest, &digest);
+            linked
         })
         .await
     }
@@ -164,9 +175,10 @@ impl Store {
     ) -> io::Result<()> {
         let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
         self.blocking(move |store| {
-            refs::set_tag(&store.layout, &repository, &tag, &digest)?;
+            let result = refs::set_tag(&store.layout, &repository, &tag, &digest);
+            // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
-            Ok(())
+            result
         })
         .await
     }
@@ -175,9 +187,10 @@ impl Store {
     pub async fn confirm_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
         let (repository, tag) = (repository.clone(), tag.clone());
         self.blocking(move |store| {
-            refs::confirm_tag(&store.layout, &repository, &tag)?;
+            let result = refs::confirm_tag(&store.layout, &repository, &tag);
+            // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
-            Ok(())
+            result
         })
         .await
     }
@@ -186,9 +199,10 @@ impl Store {
     pub async fn remove_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
         let (repository, tag) = (repository.clone(), tag.clone());
         self.blocking(move |store| {
-            refs::remove_tag(&store.layout, &repository, &tag)?;
+            let result = refs::remove_tag(&store.layout, &repository, &tag);
+            // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
-            Ok(())
+            result
         })
         .await
     }

@@ -301,7 +301,7 @@ fn mixed(len: u64) -> Vec<Result<Chunk, BodyError>> {
         let size = [100_000_u64, 7, 1, 300_001, 4096, 65_537][turn % 6].min(len - offset);
         let size_usize = usize::try_from(size).unwrap();
         chunks.push(Ok(if turn % 2 == 0 {
-            Chunk::Region(Region { file: Arc::clone(data()), offset, len: size_usize })
+            Chunk::Region(Region { file: Arc::clone(data()), offset, len: size_usize, recent: false })
         } else {
             Chunk::Bytes(data_at(offset, size_usize).into())
         }));
