@@ -442,19 +442,28 @@ mod tests {
     #[test]
     fn a_file_is_cut_at_the_longest_region() {
         let max = MAX_REGION as u64;
-        for (len, regions) in [(1, 1), (max - 1, 1), (max, 1), (max + 1, 2), (3 * max, 3)] {
-            let body = Body::file(any_file(), 5, len);
+        for (start, len, regions) in [
+            (5, 1, 1),
+            (5, max - 5, 1),
+            (5, max - 4, 2),
+            (5, max + 1, 2),
+            (5, 3 * max, 4),
+            (0, max, 1),
+            (max, 3 * max, 3),
+        ] {
+            let body = Body::file(any_file(), start, len);
             assert_eq!(body.size(), Some(len));
             let chunks = collect(body);
             assert_eq!(chunks.len(), regions, "{len} bytes");
-            let mut next = 5;
+            let mut next = start;
             for chunk in chunks {
                 let Ok(Chunk::Region(region)) = chunk else { panic!("{chunk:?} is no region") };
                 assert_eq!(region.offset, next);
                 assert!((1..=MAX_REGION).contains(&region.len));
                 next += region.len as u64;
+                assert!(next == start + len || next % max == 0, "regions end where those of others do");
             }
-            assert_eq!(next, 5 + len);
+            assert_eq!(next, start + len);
         }
     }
 

@@ -1,14 +1,17 @@
 //! The two halves of a fetch: receiving, and writing with hashing, at once.
 //!
-//! The writing half collects what has come into batches of up to [`BATCH`] bytes and gives each to a store thread; the
-//! watermark advances after each. What is received and not yet written is bounded to [`FILL_BUFFER_KIB`] a fill and, by
+//! The writing half collects what comes into batches of up to [`BATCH`] bytes and gives each to a store thread; the
+//! watermark advances after each. A batch waits [`GATHER_TIME`] to become full, because each of them wakes every reader:
+//! 16 readers of a fast fill of 512 MiB took 2.3 s of CPU with what had come at once, 260 KB a batch. What is received and not yet written is bounded to [`FILL_BUFFER_KIB`] a fill and, by
 //! a semaphore that all fills share, in all; then the leader stops reading, and TCP slows upstream down.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 use super::error::FillError;
 use super::fetch::Download;
@@ -18,7 +21,9 @@ use crate::store::on_store_thread;
 /// What one fill may have received and not yet written, in KiB.
 const FILL_BUFFER_KIB: usize = 4 * 1024;
 /// What goes to a store thread at once, in bytes.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 2 << 20;
+/// For how long what has come waits for more, so that it can be written together.
+const GATHER_TIME: Duration = Duration::from_millis(5);
 
 /// Moves a blob's bytes from upstream to its file.
 pub(super) struct Pump<'a, A> {
@@ -88,8 +93,11 @@ impl<A: Fn(u64)> Pump<'_, A> {
             let mut size = first.bytes.len();
             let mut batch = vec![first.bytes];
             let mut rooms = vec![first.room];
+            // The readers wait for the first bytes; of what follows, for more of them.
+            let gather = if ingest.written() == 0 { Duration::ZERO } else { GATHER_TIME };
+            let until = Instant::now() + gather;
             while size < BATCH
-                && let Ok(more) = receiver.try_recv()
+                && let Ok(Some(more)) = tokio::time::timeout_at(until, receiver.recv()).await
             {
                 size += more.bytes.len();
                 batch.push(more.bytes);

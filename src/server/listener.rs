@@ -20,7 +20,7 @@ use super::worker::{Arrival, Doors, Phase};
 const BACKLOG: i32 = 4096;
 /// How many bytes of a response the kernel takes beyond what the peer's window allows to send now. A slow peer would
 /// otherwise pin megabytes of kernel memory.
-const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+pub(super) const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// How long accepting pauses when the process has no file descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 

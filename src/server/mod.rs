@@ -27,6 +27,8 @@ pub mod listener;
 mod options;
 mod outbox;
 mod outgoing;
+mod pace;
+mod pipes;
 mod refusal;
 mod residency;
 mod sender;

@@ -32,7 +32,7 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// How long connections may go on when the server ends; then they are cut. Default 30 s.
     pub drain_timeout: Duration,
-    /// How regions of files are sent. Default [`Sender::Sendfile`].
+    /// How regions of files are sent. Default [`Sender::Splice`].
     pub sender: Sender,
 }
 

@@ -95,6 +95,11 @@ impl Outbox {
         matched
     }
 
+    /// The first region, as it was pushed.
+    pub(super) fn first(&self) -> Option<&Region> {
+        self.regions.front().map(|underway| &underway.region)
+    }
+
     /// What is left to send of the first region.
     pub(super) fn front(&self) -> Option<Region> {
         self.regions.front().map(|Underway { region, sent }| Region {

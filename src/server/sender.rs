@@ -10,6 +10,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::outbox::Outbox;
+use super::pace::Pace;
+use super::pipes::{Loan, PIPE_BYTES};
 use super::shared::Shared;
 use crate::body::Region;
 use crate::sys;
@@ -21,6 +23,9 @@ const TURN_BYTES_MAX: usize = 4 << 20;
 /// How much of a region is read at a time where it must be copied, in bytes.
 const COPY_BYTES: usize = 64 * 1024;
 
+/// The shortest region that goes through a pipe, in bytes.
+const SPLICE_BYTES_MIN: usize = 256 * 1024;
+
 thread_local! {
     /// What regions are read into where they must be copied. Borrowed only between a read and a send.
     static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -31,8 +36,12 @@ thread_local! {
 pub enum Sender {
     /// `sendfile(2)`: from the page cache, without a copy. Where a file's filesystem cannot do it, the connection goes
     /// on with [`Copy`](Self::Copy).
-    #[default]
     Sendfile,
+    /// Long regions by `splice(2)` through a pipe of 1 MiB, short ones as [`Sendfile`](Self::Sendfile). Less work per 64
+    /// KiB than with the small pipe inside `sendfile`: 0.176 instead of 0.217 s/GB at 256 MiB, 1.01 instead of 1.06 s for
+    /// 16 × 512 MiB, 2.3 instead of 2.7 s for 16 readers of a fill of 512 MiB (medians of four interleaved rounds).
+    #[default]
+    Splice,
     /// `pread(2)` and `sendmsg(2)`: works everywhere, at about three times the CPU.
     Copy,
 }
@@ -42,6 +51,9 @@ pub(super) struct Writer {
     sender: Sender,
     /// Bytes sent since the connection last let others go first.
     turn_bytes: usize,
+    /// What was taken out of the first region and is not sent; only with [`Sender::Splice`].
+    pipe: Option<Loan>,
+    pace: Pace,
 }
 
 /// How far a piece got.
@@ -52,8 +64,8 @@ enum Progress {
 }
 
 impl Writer {
-    pub(super) const fn new(sender: Sender) -> Self {
-        Self { sender, turn_bytes: 0 }
+    pub(super) fn new(sender: Sender) -> Self {
+        Self { sender, turn_bytes: 0, pipe: None, pace: Pace::default() }
     }
 
     /// Sends as much of `slices` as the socket takes, tokens as the regions that they stand for; returns how many bytes
@@ -80,10 +92,12 @@ impl Writer {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        self.pace.before_write(stream, outbox.first());
         loop {
             match self.write(stream, &mut outbox, slices) {
                 Ok(sent) => {
                     self.turn_bytes += sent;
+                    self.pace.wrote(sent);
                     shared.deadlines.wrote();
                     return Poll::Ready(Ok(sent));
                 }
@@ -160,7 +174,16 @@ impl Writer {
 
     /// One call's worth of a region; 0 if the file has ended.
     fn send_piece(&mut self, stream: &TcpStream, region: &Region) -> io::Result<usize> {
-        if self.sender == Sender::Sendfile {
+        if self.pipe.is_some() || (self.sender == Sender::Splice && region.len >= SPLICE_BYTES_MIN) {
+            match self.splice_piece(stream, region) {
+                Err(error) if self.pipe.is_none() && error.kind() != io::ErrorKind::WouldBlock => {
+                    // Nothing was taken out of the file: no descriptors are left, or its filesystem cannot do it.
+                    self.sender = Sender::Sendfile;
+                }
+                result => return result,
+            }
+        }
+        if self.sender != Sender::Copy {
             let len = region.len.min(CALL_BYTES_MAX);
             let result = stream.try_io(Interest::WRITABLE, || {
                 sys::sendfile(stream.as_fd(), region.file.as_fd(), region.offset, len)
@@ -171,6 +194,23 @@ impl Writer {
             }
         }
         copy_piece(stream, region)
+    }
+
+    /// One pipe's worth of a region; 0 if the file has ended. Keeps the pipe while it holds anything.
+    fn splice_piece(&mut self, stream: &TcpStream, region: &Region) -> io::Result<usize> {
+        // Asked before the file is read: while the socket takes nothing, the pipe would only be kept.
+        stream.try_io(Interest::WRITABLE, || {
+            let mut pipe = self.pipe.take().map_or_else(Loan::take, Ok)?;
+            if pipe.held() == 0
+                && pipe.fill(region.file.as_fd(), region.offset, region.len.min(PIPE_BYTES))? == 0
+            {
+                return Ok(0);
+            }
+            let more = pipe.held() < region.len;
+            let sent = pipe.drain(stream.as_fd(), more);
+            self.pipe = Some(pipe).filter(|pipe| pipe.held() > 0);
+            sent
+        })
     }
 }
 
@@ -233,7 +273,7 @@ mod tests {
     #[test]
     fn the_zeros_of_a_token_are_never_sent() {
         on_runtime(async {
-            for sender in [Sender::Sendfile, Sender::Copy] {
+            for sender in [Sender::Sendfile, Sender::Splice, Sender::Copy] {
                 let (stream, mut peer) = pair();
                 stream.writable().await.unwrap();
                 let shared = Shared::new().unwrap();
@@ -260,7 +300,7 @@ mod tests {
             let (stream, _peer) = pair();
             stream.writable().await.unwrap();
             let shared = Shared::new().unwrap();
-            let mut writer = Writer { sender: Sender::Sendfile, turn_bytes: TURN_BYTES_MAX };
+            let mut writer = Writer { turn_bytes: TURN_BYTES_MAX, ..Writer::new(Sender::Sendfile) };
             let woken = Arc::new(Woken::default());
             let waker = Waker::from(Arc::clone(&woken));
             let mut cx = Context::from_waker(&waker);

@@ -128,6 +128,11 @@ impl Shared {
         self.aborted.set(true);
     }
 
+    /// Whether the connection can only end in a reset.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.get()
+    }
+
     /// Whether closing now must look like a failure to the peer: an answer was cut short or is still under way.
     pub(super) fn must_reset(&self) -> bool {
         self.aborted.get() || self.delivering.get() > 0

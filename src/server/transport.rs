@@ -414,6 +414,10 @@ impl hyper::rt::Write for Transport {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.shared.is_aborted() {
+            // A body was cut short, perhaps one that the library does not know of: nothing may follow it.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let result = if this.shared.deadlines.take_expired(|expired| expired == Expired::Write).is_some() {
             Poll::Ready(Err(took_nothing()))
         } else {

@@ -5,9 +5,10 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -15,8 +16,8 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http_body::Body as _;
 use spliceway::body::{Body, BodyError, Chunk, Region};
 use spliceway::server::{
-    self, Counters, Doors, Outcome, Phase, Request, ResponseEnd, Sender, ServerOptions, Service, Worker,
-    doors,
+    self, Counters, Doors, Outcome, Phase, Repeat, Repeatable, Request, ResponseEnd, Sender, ServerOptions,
+    Service, Worker, doors,
 };
 use spliceway::sys::Files;
 use tokio::sync::{Semaphore, watch};
@@ -63,12 +64,11 @@ pub(crate) struct Mode {
 
 /// All ways that work on this machine.
 pub(crate) fn modes() -> Vec<Mode> {
-    let mut modes =
-        vec![Mode { ring: false, sender: Sender::Sendfile }, Mode { ring: false, sender: Sender::Copy }];
+    let senders = [Sender::Sendfile, Sender::Splice, Sender::Copy];
+    let mut modes: Vec<Mode> = senders.iter().map(|&sender| Mode { ring: false, sender }).collect();
     match spliceway::sys::probe() {
         Ok(()) => {
-            modes.push(Mode { ring: true, sender: Sender::Sendfile });
-            modes.push(Mode { ring: true, sender: Sender::Copy });
+            modes.extend(senders.map(|sender| Mode { ring: true, sender }));
         }
         Err(reason) => eprintln!("without io_uring: {reason}"),
     }
@@ -89,6 +89,8 @@ pub(crate) struct Server {
 pub(crate) struct Seen {
     targets: Mutex<Vec<String>>,
     outcomes: Mutex<Vec<(String, Outcome)>>,
+    /// No answer may be given again.
+    pub(crate) outdated: AtomicBool,
     /// `/hang` answers when this is closed.
     pub(crate) release: Gate,
 }
@@ -147,7 +149,7 @@ impl Server {
     }
 
     pub(crate) fn with(options: &ServerOptions) -> Self {
-        Self::with_mode(options, Mode { ring: false, sender: Sender::Sendfile })
+        Self::with_mode(options, Mode { ring: false, sender: Sender::default() })
     }
 
     pub(crate) fn with_mode(options: &ServerOptions, mode: Mode) -> Self {
@@ -214,19 +216,46 @@ struct TestService {
     seen: Arc<Seen>,
 }
 
+/// Leave to give an answer of `/again/…` again.
+struct Again {
+    seen: Arc<Seen>,
+    target: String,
+}
+
+impl Repeat for Again {
+    fn is_current(&self, _now: Instant) -> bool {
+        !self.seen.outdated.load(Ordering::Relaxed)
+    }
+
+    fn ended(&self, _peer: SocketAddr, _received: Instant, outcome: &Outcome) {
+        self.seen.outcomes.lock().unwrap().push((format!("again {}", self.target), outcome.clone()));
+    }
+}
+
 impl Service for TestService {
     fn call(&self, request: Request) -> impl Future<Output = http::Response<Body>> + 'static {
         let seen = Arc::clone(&self.seen);
         async move {
             let target = request.head.uri.to_string();
+            let repeats = request.repeats && target.starts_with("/again/");
             let rejected = request.rejected.is_some();
             if !rejected {
                 seen.targets.lock().unwrap().push(target.clone());
             }
             let mut response = match request.rejected {
                 Some(error) => answer(error.status.as_u16(), Body::bytes(error.reason)),
-                None => respond(&target, request, &seen).await,
+                None => respond(target.strip_prefix("/again").unwrap_or(&target), request, &seen).await,
             };
+            if target.starts_with("/again/")
+                && response.status() == 200
+                && let Some(size) = response.body().size()
+            {
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
+            }
+            if repeats {
+                let again = Again { seen: Arc::clone(&seen), target: target.clone() };
+                response.extensions_mut().insert(Repeatable(Arc::new(again)));
+            }
             let target = if rejected { "rejected".to_owned() } else { target };
             let end = ResponseEnd::new(move |outcome: &Outcome| {
                 seen.outcomes.lock().unwrap().push((target, outcome.clone()));
@@ -253,6 +282,12 @@ async fn respond(target: &str, request: Request, seen: &Seen) -> http::Response<
             answer(200, Body::bytes(format!("{} {target} {host}", request.head.method)))
         }
         "bytes" => answer(200, Body::bytes(data_at(0, usize::try_from(number(1)).unwrap()))),
+        "notmodified" => answer(304, Body::empty()),
+        "temporary" => {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(b"temporary").unwrap();
+            answer(200, Body::file(Arc::new(file), 0, 9))
+        }
         "file" => answer(200, Body::file(Arc::clone(data()), number(1), number(2))),
         "multipart" => answer(200, multipart()),
         "chunked" => answer(200, Body::stream(stream::iter(mixed(number(1))), None)),

@@ -3,6 +3,7 @@
 mod agreement;
 mod bodies;
 mod client;
+mod encores;
 mod failures;
 mod harness;
 mod heads;

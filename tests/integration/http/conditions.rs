@@ -4,7 +4,7 @@ use super::Fixture;
 use crate::support::client::Request;
 
 /// Conditions of RFC 9110 section 13.2.2 in their order, and the status that they lead to. `{etag}` is the blob's.
-const CONDITIONS: [(&[(&str, &str)], u16); 22] = [
+pub(super) const CONDITIONS: [(&[(&str, &str)], u16); 22] = [
     (&[("If-None-Match", "{etag}")], 304),
     (&[("If-None-Match", "W/{etag}")], 304),
     (&[("If-None-Match", "*")], 304),

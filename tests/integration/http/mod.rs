@@ -1,5 +1,6 @@
 //! HTTP on blobs, stored and being filled alike: headers, ranges, conditions, errors.
 
+mod again;
 mod blobs;
 mod conditions;
 mod ranges;

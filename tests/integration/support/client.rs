@@ -348,12 +348,17 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn collect(mut self) -> Answer {
+    pub(crate) fn collect(self) -> Answer {
+        self.finish().0
+    }
+
+    /// The whole answer, and the connection for the next request.
+    pub(crate) fn finish(mut self) -> (Answer, Connection) {
         let mut body = Vec::new();
         loop {
             match self.next(usize::MAX) {
                 Ok(bytes) => body.extend(bytes),
-                Err(end) => return Answer { head: self.head, body, end },
+                Err(end) => return (Answer { head: self.head, body, end }, self.connection),
             }
         }
     }
@@ -388,6 +393,13 @@ impl Answer {
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
+    }
+
+    /// All that must not differ between two answers to the same request.
+    pub(crate) fn comparable(&self) -> (u16, Vec<&(String, String)>, &[u8], End) {
+        let mut headers: Vec<_> = self.head.headers.iter().filter(|(name, _)| name != "date").collect();
+        headers.sort();
+        (self.head.status, headers, &self.body, self.end)
     }
 
     /// The answer has `status` and came whole.
