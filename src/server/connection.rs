@@ -1,12 +1,19 @@
 //! One connection: the HTTP library between a transport and a service, and the watchdog beside them.
+//!
+//! The library is there only while it is needed. A connection begins without it, waiting in the transport, which gives
+//! answers [again](super::encore) by itself; whatever else there is to do, closing included, is the library's, and when
+//! that is idle it goes. So a waiting connection costs little memory, and an answer that is given again no call into the
+//! library.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request, uri};
@@ -28,6 +35,10 @@ use crate::sys::Files;
 /// The most bytes that the library buffers of a request's body, and the most of ordinary slices of a response before it
 /// flushes them.
 const BUFFER_BYTES: usize = 128 * 1024;
+/// A connection that has been idle for so long goes on without the library, whose buffers take 16 KiB of the 20 that an
+/// idle connection takes with it. Short, so that not many are idle and have them; long beside the time that setting the
+/// library up takes (about 1 µs).
+const REST_AFTER: Duration = Duration::from_millis(250);
 /// The fields that the library parses on its stack; more take an allocation per request.
 const FIELDS_INLINE: usize = 100;
 
@@ -53,23 +64,9 @@ impl<S: Service> Shop<S> {
                 return;
             }
         };
-        let limits = self.options.limits();
+        let (limits, sender) = (self.options.limits(), self.options.sender);
         let repertoire = Rc::clone(&self.repertoire);
-        let transport =
-            Transport::new(stream, peer, Rc::clone(&shared), repertoire, limits, self.options.sender);
-        let mut builder = http1::Builder::new();
-        // The head was checked for its size; the library's own limit only has to be no smaller.
-        builder.max_buf_size(BUFFER_BYTES.max(limits.bytes * 2));
-        if limits.fields > FIELDS_INLINE {
-            builder.max_headers(limits.fields);
-        }
-        let (shop, service_shared) = (Rc::clone(&self), Rc::clone(&shared));
-        let service_control = Rc::clone(&control);
-        let service = service_fn(move |request| {
-            let (shared, control) = (Rc::clone(&service_shared), Rc::clone(&service_control));
-            Rc::clone(&shop).respond(shared, control, peer, request)
-        });
-        let mut connection = pin!(builder.serve_connection(transport, service));
+        let mut transport = Transport::new(stream, peer, Rc::clone(&shared), repertoire, limits, sender);
         let mut driver = Driver {
             shared,
             watchdog: Watchdog::new(),
@@ -79,31 +76,77 @@ impl<S: Service> Shop<S> {
                 stall: self.options.stall_timeout,
                 linger: LINGER_TIME,
             },
-            control: &control,
+            control,
             closing: false,
         };
-        // A closure rather than a future of its own, because the library's type cannot be written down.
-        let end = poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                    return Poll::Ready(result.map_err(End::Library));
-                }
-                match driver.supervise(cx) {
-                    Verdict::Wait => return Poll::Pending,
-                    Verdict::PollAgain => {}
-                    Verdict::CloseGracefully => connection.as_mut().graceful_shutdown(),
-                    Verdict::Cut(expired) => return Poll::Ready(Err(End::Stalled(expired))),
-                }
+        let end = loop {
+            if let Err(end) = driver.wait(&mut transport).await {
+                break Err(end);
             }
-        });
-        match end.await {
+            // In a box, because its memory is needed only as long as it runs.
+            match Box::pin(Rc::clone(&self).through_library(transport, peer, &mut driver)).await {
+                Ok(Some(resting)) => transport = resting,
+                Ok(None) => break Ok(()),
+                Err(end) => break Err(end),
+            }
+        };
+        match end {
             Ok(()) => tracing::trace!(%peer, "connection closed"),
             Err(End::Library(error)) => tracing::debug!(%peer, %error, "connection failed"),
+            Err(End::Socket(error)) => tracing::debug!(%peer, %error, "connection failed"),
             Err(End::Stalled(expired)) => {
                 self.counters.stalled();
                 tracing::debug!(%peer, ?expired, "connection cut: the peer does not move");
             }
         }
+    }
+
+    /// Lets the library serve the connection until it is closed, or until it has been idle for [`REST_AFTER`]: then the
+    /// transport comes back.
+    async fn through_library(
+        self: Rc<Self>,
+        transport: Transport,
+        peer: SocketAddr,
+        driver: &mut Driver,
+    ) -> Result<Option<Transport>, End> {
+        let limits = self.options.limits();
+        let mut builder = http1::Builder::new();
+        // The head was checked for its size; the library's own limit only has to be no smaller.
+        builder.max_buf_size(BUFFER_BYTES.max(limits.bytes * 2));
+        if limits.fields > FIELDS_INLINE {
+            builder.max_headers(limits.fields);
+        }
+        let (shared, control) = (Rc::clone(&driver.shared), Rc::clone(&driver.control));
+        let service = service_fn(move |request| {
+            let (shared, control) = (Rc::clone(&shared), Rc::clone(&control));
+            Rc::clone(&self).respond(shared, control, peer, request)
+        });
+        let mut connection = builder.serve_connection(transport, service);
+        if driver.closing {
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        // A closure rather than a future of its own, because the library's type cannot be written down.
+        let rests = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                    return Poll::Ready(result.map(|()| false).map_err(End::Library));
+                }
+                match driver.supervise(cx, true) {
+                    Verdict::Wait => return Poll::Pending,
+                    Verdict::PollAgain => {}
+                    Verdict::CloseGracefully => Pin::new(&mut connection).graceful_shutdown(),
+                    Verdict::Rest => return Poll::Ready(Ok(true)),
+                    Verdict::Cut(expired) => return Poll::Ready(Err(End::Stalled(expired))),
+                }
+            }
+        });
+        if !rests.await? {
+            return Ok(None);
+        }
+        let parts = connection.into_parts();
+        // It rests only with nothing read that is not answered.
+        debug_assert!(parts.read_buf.is_empty());
+        Ok(parts.read_buf.is_empty().then_some(parts.io))
     }
 
     /// Lets the service answer one request.
@@ -198,6 +241,7 @@ fn fit_length(headers: &HeaderMap, body: Body) -> Result<Body, String> {
 /// Why a connection did not end well.
 enum End {
     Library(hyper::Error),
+    Socket(io::Error),
     Stalled(Expired),
 }
 
@@ -208,22 +252,42 @@ enum Verdict {
     PollAgain,
     /// Let the library close after the response under way.
     CloseGracefully,
+    /// Go on without the library until there is something to do.
+    Rest,
     Cut(Expired),
 }
 
 /// Ends a connection when a wait has lasted too long or a drain asks for it.
-struct Driver<'a> {
+struct Driver {
     shared: Rc<Shared>,
     watchdog: Watchdog,
     timeouts: Timeouts,
-    control: &'a Control,
-    /// The library was told to close after the response under way.
+    control: Rc<Control>,
+    /// The library was told, or is to be told, to close after the response under way.
     closing: bool,
 }
 
-impl Driver<'_> {
-    /// Called after every poll of the library's connection that left it pending.
-    fn supervise(&mut self, cx: &mut Context<'_>) -> Verdict {
+impl Driver {
+    /// Waits, without the library, until there is something to do for it: a request, or the connection's end.
+    async fn wait(&mut self, transport: &mut Transport) -> Result<(), End> {
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(needed) = transport.poll_needs_library(cx) {
+                    return Poll::Ready(needed.map_err(End::Socket));
+                }
+                match self.supervise(cx, false) {
+                    Verdict::Wait => return Poll::Pending,
+                    Verdict::PollAgain => {}
+                    Verdict::CloseGracefully | Verdict::Rest => return Poll::Ready(Ok(())),
+                    Verdict::Cut(expired) => return Poll::Ready(Err(End::Stalled(expired))),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Called after every poll of the transport or of the library's connection that left it pending.
+    fn supervise(&mut self, cx: &mut Context<'_>, in_library: bool) -> Verdict {
         self.control.set_waker(cx.waker());
         let deadlines = &self.shared.deadlines;
         deadlines.set_idle(self.shared.is_idle());
@@ -233,10 +297,17 @@ impl Driver<'_> {
             self.closing = true;
             return Verdict::CloseGracefully;
         }
-        let Some((deadline, expired)) = deadlines.next(&self.timeouts) else { return Verdict::Wait };
+        let rest = deadlines.idle_since().filter(|_| in_library && !self.closing && self.shared.is_flushed());
+        let rest = rest.map(|since| (since + REST_AFTER, None));
+        let next = deadlines.next(&self.timeouts).map(|(deadline, expired)| (deadline, Some(expired)));
+        let Some((deadline, expired)) = rest.into_iter().chain(next).min_by_key(|(deadline, _)| *deadline)
+        else {
+            return Verdict::Wait;
+        };
         if self.watchdog.poll(deadline, cx).is_pending() {
             return Verdict::Wait;
         }
+        let Some(expired) = expired else { return Verdict::Rest };
         if deadlines.is_expiry_pending() {
             // The library does not even ask the transport any more. What the peer did not take it need not get.
             self.shared.abort();

@@ -13,8 +13,8 @@
 //! Measured (4 KiB hits, 32 connections, server CPU): see `loadtest/README.md`, "What was measured".
 //!
 //! Bounds: [`HEADS`] answers a thread, request heads of at most [`HEAD_BYTES_MAX`], bodies of at most
-//! [`BODY_BYTES_MAX`], for which the page cache is not looked at either. An answer keeps no file open. A head is kept when
-//! it comes the second time, so that a stream of different requests costs a fingerprint each.
+//! [`BODY_BYTES_MAX`] that are in the page cache. An answer keeps no file open. A head is kept when it comes the second
+//! time, so that a stream of different requests costs a fingerprint each.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -32,16 +32,16 @@ use tokio::net::TcpStream;
 
 use super::Outcome;
 use super::outgoing::UNCHECKED_BYTES_MAX;
+use super::residency;
 use super::sender::Writer;
 use super::shared::Shared;
-use crate::body::{Body, Constant, Region};
+use crate::body::{Body, Constant, MAX_REGION, Region};
 use crate::http::date;
 
 /// The longest request head that is remembered, in bytes; clients of registries send 150 to 600, more with a token.
 pub(super) const HEAD_BYTES_MAX: usize = 1024;
-/// The longest body that is given again, in bytes. A longer one needs a look at the page cache, and the library's share
-/// of its cost is small.
-const BODY_BYTES_MAX: u64 = UNCHECKED_BYTES_MAX;
+/// The longest body that is given again, in bytes: one region. The library's share of what a longer one costs is small.
+const BODY_BYTES_MAX: u64 = MAX_REGION as u64;
 /// How many answers a thread remembers, in pairs that share a place; the number of pairs is a power of two.
 const HEADS: usize = 512;
 const PAIRS: usize = HEADS / 2;
@@ -234,7 +234,8 @@ impl Sent {
 }
 
 impl Encore {
-    /// Begins to answer a request that was received at `received`. `None` if the body is gone.
+    /// Begins to answer a request that was received at `received`. `None` if the body is gone, or would have to be
+    /// brought into the page cache first.
     pub(super) fn begin(
         answer: Rc<Answer>,
         repertoire: &Repertoire,
@@ -245,8 +246,10 @@ impl Encore {
         let body = match &answer.body {
             Part::Bytes(bytes) => Sent::Bytes(bytes.clone()),
             Part::File { file, offset, len } => {
-                // No longer than what is sent without a look.
-                let region = Region { file: file.upgrade()?, offset: *offset, len: *len, recent: true };
+                let region = Region { file: file.upgrade()?, offset: *offset, len: *len, recent: false };
+                if *len as u64 > UNCHECKED_BYTES_MAX && !residency::is_resident(&region) {
+                    return None;
+                }
                 Sent::Token(shared.outbox.borrow_mut().push(region))
             }
         };

@@ -155,6 +155,8 @@ impl Writer {
                 return Ok(Progress::Part(total));
             }
             match self.send_piece(stream, &region) {
+                // What was sent is told first: the next call meets the end, or the error, again.
+                Ok(0) | Err(_) if total > 0 => return Ok(Progress::Part(total)),
                 Ok(0) => {
                     let reason = format!("a file ends {} bytes before what is to be sent of it", region.len);
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
@@ -165,7 +167,6 @@ impl Writer {
                     region.len -= sent;
                     total += sent;
                 }
-                Err(_) if total > 0 => return Ok(Progress::Part(total)),
                 Err(error) => return Err(error),
             }
         }

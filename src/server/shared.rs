@@ -25,6 +25,8 @@ pub(super) struct Shared {
     delivering: Cell<usize>,
     /// An answer is being given again by the transport ([`encore`](super::encore)): it counts as in flight and under way.
     encore: Cell<bool>,
+    /// The library holds nothing that it has not written: all responses are over, and it flushed since.
+    flushed: Cell<bool>,
     /// A response ended before its end: the peer must not take what it got for the whole.
     aborted: Cell<bool>,
     /// What is being waited for, and since when.
@@ -58,6 +60,7 @@ impl Shared {
             in_flight: Cell::new(0),
             delivering: Cell::new(0),
             encore: Cell::new(false),
+            flushed: Cell::new(true),
             aborted: Cell::new(false),
             deadlines: Deadlines::default(),
             idle_waker: Cell::new(None),
@@ -126,6 +129,15 @@ impl Shared {
     /// From now on the connection can only end in a reset.
     pub(super) fn abort(&self) {
         self.aborted.set(true);
+    }
+
+    pub(super) fn set_flushed(&self, flushed: bool) {
+        self.flushed.set(flushed);
+    }
+
+    /// Whether the library has nothing left to write of the responses that are over.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.flushed.get()
     }
 
     /// Whether the connection can only end in a reset.

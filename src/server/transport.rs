@@ -75,8 +75,6 @@ pub(super) struct Transport {
     repertoire: Rc<Repertoire>,
     /// The answer that is being given again. The library believes meanwhile that it waits for a request.
     encore: Option<Encore>,
-    /// The library holds nothing that it has not written: all responses are over, and it flushed since.
-    flushed: bool,
 }
 
 /// The reading side's bytes.
@@ -132,7 +130,6 @@ impl Transport {
             peer,
             repertoire,
             encore: None,
-            flushed: true,
         }
     }
 
@@ -182,40 +179,72 @@ impl Transport {
         });
     }
 
-    /// Reads once from the socket and hands over what may be.
-    fn poll_socket(&mut self, cx: &mut Context<'_>, out: &mut ReadBufCursor<'_>) -> Poll<io::Result<Passed>> {
+    /// Waits until there is something that needs the library: bytes that are not a request which can be answered again,
+    /// the peer's end, a wait that is over. To be called while the library does not have this.
+    ///
+    /// Errors: the connection can only be dropped.
+    pub(super) fn poll_needs_library(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_encore(cx))?;
+            let inbound = &self.inbound;
+            let ahead = !inbound.held.is_empty() || !inbound.cleared.is_empty();
+            if ahead || self.read_end || self.shared.deadlines.is_expiry_pending() {
+                return Poll::Ready(Ok(()));
+            }
+            let Poll::Ready(read) = self.poll_socket(cx, None) else {
+                self.note_waiting();
+                return Poll::Pending;
+            };
+            read?;
+        }
+    }
+
+    /// Reads once from the socket and hands over what may be; without `out`, what does not begin to be answered here is
+    /// held.
+    fn poll_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: Option<&mut ReadBufCursor<'_>>,
+    ) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let len_max = if self.inbound.framing.in_body() { out.remaining() } else { HEAD_READ_BYTES };
-            let len_max = len_max.min(scratch.len());
-            let mut buf = ReadBuf::new(&mut scratch[..len_max]);
+            let in_body = self.inbound.framing.in_body();
+            let room = out.as_ref().filter(|_| in_body).map_or(HEAD_READ_BYTES, |out| out.remaining());
+            let room = room.min(scratch.len());
+            let mut buf = ReadBuf::new(&mut scratch[..room]);
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
             let data = buf.filled();
             if data.is_empty() {
                 self.read_end = true;
-                return Poll::Ready(Ok(Passed::Nothing));
+                return Poll::Ready(Ok(()));
             }
-            if self.inbound.held.is_empty() {
-                if self.flushed && self.inbound.framing.is_at_start() && self.shared.is_idle() {
-                    let received = Instant::now();
-                    if let Some(answer) = self.repertoire.find(data, received) {
-                        let (shared, repertoire) = (&self.shared, &self.repertoire);
-                        self.encore = Encore::begin(answer, repertoire, shared, self.peer, received);
-                        if self.encore.is_some() {
-                            shared.deadlines.set_reading(Reading::Nothing);
-                            shared.deadlines.set_idle(false);
-                            return Poll::Ready(Ok(Passed::Nothing));
-                        }
-                    }
-                }
-                self.flushed = false;
-                let (used, passed) = self.inbound.pass(&self.shared, &self.repertoire, data, out)?;
-                self.inbound.held.extend_from_slice(&data[used..]);
-                return Poll::Ready(Ok(passed));
+            if self.begin_encore(data) {
+                return Poll::Ready(Ok(()));
             }
-            self.flushed = false;
-            self.inbound.held.extend_from_slice(data);
-            Poll::Ready(self.inbound.pass_held(&self.shared, &self.repertoire, out))
+            self.shared.set_flushed(false);
+            let Some(out) = out.filter(|_| self.inbound.held.is_empty()) else {
+                self.inbound.held.extend_from_slice(data);
+                return Poll::Ready(Ok(()));
+            };
+            let used = self.inbound.pass(&self.shared, &self.repertoire, data, out)?.0;
+            self.inbound.held.extend_from_slice(&data[used..]);
+            Poll::Ready(Ok(()))
         })
+    }
+
+    /// Begins to give an answer again, if `data`, just read, is a request for one.
+    fn begin_encore(&mut self, data: &[u8]) -> bool {
+        let Inbound { framing, held, .. } = &self.inbound;
+        if !(framing.is_at_start() && held.is_empty() && self.shared.is_idle() && self.shared.is_flushed()) {
+            return false;
+        }
+        let received = Instant::now();
+        let Some(answer) = self.repertoire.find(data, received) else { return false };
+        self.encore = Encore::begin(answer, &self.repertoire, &self.shared, self.peer, received);
+        if self.encore.is_some() {
+            self.shared.deadlines.set_reading(Reading::Nothing);
+            self.shared.deadlines.set_idle(false);
+        }
+        self.encore.is_some()
     }
 
     /// What the end of the peer's bytes means for the library.
@@ -390,15 +419,11 @@ impl hyper::rt::Read for Transport {
             if this.read_end {
                 return this.poll_read_end(cx);
             }
-            match this.poll_socket(cx, &mut out) {
-                Poll::Ready(result) => {
-                    result?;
-                }
-                Poll::Pending => {
-                    this.note_waiting();
-                    return Poll::Pending;
-                }
-            }
+            let Poll::Ready(read) = this.poll_socket(cx, Some(&mut out)) else {
+                this.note_waiting();
+                return Poll::Pending;
+            };
+            read?;
         }
     }
 }
@@ -435,8 +460,7 @@ impl hyper::rt::Write for Transport {
 
     /// The library calls it when it has nothing left to write.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        this.flushed = this.shared.is_idle();
+        self.shared.set_flushed(self.shared.is_idle());
         Poll::Ready(Ok(()))
     }
 

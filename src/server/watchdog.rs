@@ -90,6 +90,11 @@ impl Deadlines {
         self.writing.set(None);
     }
 
+    /// Since when there has been no request, if there is none.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.idle.get()
+    }
+
     /// Tells whether there is a request under way, after every poll.
     pub(super) fn set_idle(&self, idle: bool) {
         if !idle || self.reading.get() != Reading::NextHead {

@@ -8,6 +8,7 @@ mod fanout;
 mod faults;
 mod harness;
 mod http;
+mod load;
 mod operate;
 mod power;
 mod pull;

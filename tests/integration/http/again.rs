@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 
 use super::conditions::CONDITIONS;
 use crate::support::client::{Answer, Connection, Request, get};
-use crate::support::eventually;
 use crate::support::images::Image;
 use crate::support::origin::Origin;
 use crate::support::plan::Plan;
 use crate::support::process::Spliceway;
+use crate::support::{MIB, eventually};
 
 /// As often as a request is sent on each of two connections, of which each worker has one.
 const TIMES: usize = 4;
@@ -69,7 +69,7 @@ const RANGES: [&str; 12] = [
 ];
 
 /// Below and above what is kept in memory, and what is given again from a file.
-const LENGTHS: [usize; 6] = [0, 1, 4096, 32 * 1024, 32 * 1024 + 1, 256 * 1024];
+const LENGTHS: [usize; 7] = [0, 1, 4096, 32 * 1024, 32 * 1024 + 1, 256 * 1024 + 1, 4 * MIB];
 
 #[test]
 fn blobs_of_all_lengths_with_conditions_and_ranges() {
