@@ -92,17 +92,17 @@ impl Writer {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.pace.before_write(stream, outbox.first());
         loop {
+            self.pace.before_write(stream, outbox.first());
             match self.write(stream, &mut outbox, slices) {
                 Ok(sent) => {
                     self.turn_bytes += sent;
-                    self.pace.wrote(sent);
                     shared.deadlines.wrote();
                     return Poll::Ready(Ok(sent));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     shared.deadlines.write_blocked();
+                    self.pace.blocked();
                     self.turn_bytes = 0;
                     ready!(stream.poll_write_ready(cx))?;
                 }
@@ -186,7 +186,7 @@ impl Writer {
         }
         if self.sender != Sender::Copy {
             let len = region.len.min(CALL_BYTES_MAX);
-            let result = stream.try_io(Interest::WRITABLE, || {
+            let result = try_send(stream, len, || {
                 sys::sendfile(stream.as_fd(), region.file.as_fd(), region.offset, len)
             });
             match result {
@@ -199,12 +199,11 @@ impl Writer {
 
     /// One pipe's worth of a region; 0 if the file has ended. Keeps the pipe while it holds anything.
     fn splice_piece(&mut self, stream: &TcpStream, region: &Region) -> io::Result<usize> {
-        // Asked before the file is read: while the socket takes nothing, the pipe would only be kept.
-        stream.try_io(Interest::WRITABLE, || {
+        let wanted = self.pipe.as_ref().map_or(region.len.min(PIPE_BYTES), |pipe| pipe.held());
+        // The socket is asked before the file is read: while it takes nothing, the pipe would only be kept.
+        try_send(stream, wanted, || {
             let mut pipe = self.pipe.take().map_or_else(Loan::take, Ok)?;
-            if pipe.held() == 0
-                && pipe.fill(region.file.as_fd(), region.offset, region.len.min(PIPE_BYTES))? == 0
-            {
+            if pipe.held() == 0 && pipe.fill(region.file.as_fd(), region.offset, wanted)? == 0 {
                 return Ok(0);
             }
             let more = pipe.held() < region.len;
@@ -213,6 +212,27 @@ impl Writer {
             sent
         })
     }
+}
+
+/// Calls `send` unless the socket is known to take nothing. If it took only a part of `wanted` bytes, and would not take
+/// a good deal more, that is known from then on: so the next call waits until it does, instead of following the peer
+/// segment by segment (256 MiB hits: 77,000 calls of `splice` for 7.5 GB, 96 KB each).
+fn try_send(
+    stream: &TcpStream,
+    wanted: usize,
+    send: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut part = None;
+    let result = stream.try_io(Interest::WRITABLE, || {
+        let sent = send()?;
+        if (1..wanted).contains(&sent) && !sys::is_writable(stream.as_fd()) {
+            part = Some(sent);
+            // What makes the stream forget that it was ready.
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(sent)
+    });
+    part.map_or(result, Ok)
 }
 
 /// Sends slices of memory with one call; `more` if a region follows.

@@ -20,4 +20,4 @@ pub mod send;
 pub use files::{Files, Stat};
 pub use residency::{is_resident, is_window_resident};
 pub use ring::{Mode, probe};
-pub use send::{Pipe, send_vectored, sendfile};
+pub use send::{Pipe, is_writable, send_vectored, sendfile};

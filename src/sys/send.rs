@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -45,6 +46,17 @@ pub fn send_vectored(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], more: bool)
             result => return Ok(result?),
         }
     }
+}
+
+/// Whether the socket would take a good deal now (`poll(2)`): of TCP, a third of what its buffer holds. After a `false` an
+/// edge-triggered epoll is certain to report when it would, since asking is what makes the kernel remember to.
+///
+/// To be asked after a call that took only a part: to try again at once would find room for a segment or two, again
+/// and again.
+pub fn is_writable(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(&socket, PollFlags::OUT)];
+    // What cannot be told is tried.
+    !matches!(rustix::event::poll(&mut polled, Some(&Timespec::default())), Ok(0))
 }
 
 /// A pipe for [`splice(2)`](https://man7.org/linux/man-pages/man2/splice.2.html): pages of a file go in and out to a
@@ -207,6 +219,7 @@ mod tests {
             send_vectored(near.as_fd(), &[IoSlice::new(b"x")], false).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
+        assert!(!is_writable(near.as_fd()));
         drop(near);
         assert_eq!(
             far.read_to_end(&mut Vec::new()).unwrap() as u64,
