@@ -11,7 +11,7 @@ from shutil import rmtree
 
 from content import Blob, Content
 from origin import Origin, running_origin
-from peers import Peer, Role, Server, running_server
+from peer import Peer, Role, Server, running_server
 from processes import Cores
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -39,17 +39,17 @@ class Bench:
             yield origin
 
     @contextmanager
-    def server(self, peer: Peer, role: Role, origin: Origin, blob: Blob) -> Iterator[Server]:
+    def server(self, peer: Peer, role: Role, origin: Origin, blobs: Sequence[Blob]) -> Iterator[Server]:
         """Runs a server on its core; what it stored is gone when the block ends."""
         with (
             self._fresh_directory(peer.name) as directory,
-            running_server(peer, role, directory, origin, blob, self.cores.server) as server,
+            running_server(peer, role, directory, origin, blobs, self.cores.server) as server,
         ):
             yield server
 
-    def peers_for(self, role: Role) -> list[Peer]:
-        """Those that can do it."""
-        return [peer for peer in self.peers if role in peer.setups]
+    def peers_for(self, role: Role, names: frozenset[str]) -> list[Peer]:
+        """Those among the named ones that can do it."""
+        return [peer for peer in self.peers if role in peer.setups and peer.name in names]
 
     def shortened(self, text: str) -> str:
         """A text for the raw data, without the paths of this run and of this checkout."""

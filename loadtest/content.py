@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 REPOSITORY = "bench/blob"
 FETCH_SECONDS_MAX = 120
 
 
 class ContentError(Exception):
-    """An answer that is not the blob that was asked for."""
+    """An answer that is not what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,52 @@ class Blob:
 
     def check(self, port: int) -> None:
         """Fetches the blob from a port of this machine; raises `ContentError` unless every byte is right."""
-        found = hashlib.sha256()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=FETCH_SECONDS_MAX)
-        try:
-            connection.request("GET", self.target)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise ContentError(f"status {answer.status}: {answer.read(500)!r}")
-            while chunk := answer.read(MIB):
-                found.update(chunk)
-        except (OSError, http.client.HTTPException) as error:
-            raise ContentError(f"fetching the blob: {error!r}") from error
-        finally:
-            connection.close()
-        if found.hexdigest() != self.hex:
-            raise ContentError(f"the body has digest sha256:{found.hexdigest()}, not sha256:{self.hex}")
+        check_all([self], port)
+
+
+def check_all(blobs: Sequence[Blob], port: int) -> None:
+    """Fetches blobs over one connection; raises `ContentError` unless every byte of them is right."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=FETCH_SECONDS_MAX)
+    try:
+        for blob in blobs:
+            _check(blob, connection)
+    except (OSError, http.client.HTTPException) as error:
+        raise ContentError(f"fetching a blob: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def _check(blob: Blob, connection: http.client.HTTPConnection) -> None:
+    found = hashlib.sha256()
+    connection.request("GET", blob.target)
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise ContentError(f"status {answer.status}: {answer.read(500)!r}")
+    while chunk := answer.read(MIB):
+        found.update(chunk)
+    if found.hexdigest() != blob.hex:
+        raise ContentError(f"the body has digest sha256:{found.hexdigest()}, not sha256:{blob.hex}")
 
 
 @dataclass(frozen=True)
 class Content:
-    """A directory that a plain file server can serve as if it were a registry, filled on demand: a blob per size."""
+    """A directory that a plain file server can serve as if it were a registry, filled on demand."""
 
     root: Path
-    _blobs: dict[int, Blob] = field(default_factory=dict)
+    _blobs: dict[int, list[Blob]] = field(default_factory=dict)
 
     def blob(self, size: int) -> Blob:
-        """The blob of `size` bytes."""
-        if size not in self._blobs:
-            self._blobs[size] = self._make(size)
-        return self._blobs[size]
+        """A blob of `size` bytes."""
+        return self.blobs(size, 1)[0]
+
+    def blobs(self, size: int, count: int) -> Sequence[Blob]:
+        """Different blobs of `size` bytes; the same ones whenever they are asked for."""
+        made = self._blobs.setdefault(size, [])
+        if len(made) < count:
+            made += [self._make(size) for _ in range(count - len(made))]
+            # So that no server's disk is busy with them, and they can be evicted from the page cache.
+            os.sync()
+        return made[:count]
 
     def _make(self, size: int) -> Blob:
         self.root.mkdir(exist_ok=True)
@@ -72,8 +90,6 @@ class Content:
             for chunk in _random_chunks(size):
                 digest.update(chunk)
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
         path = self.root / blob_target(digest.hexdigest()).lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         return Blob(digest.hexdigest(), size, temporary.rename(path))

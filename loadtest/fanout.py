@@ -1,6 +1,6 @@
-"""Many clients at once that ask for the same thing, in one process.
+"""Many clients at once, in one process, each of which asks for one thing.
 
-    python3 fanout.py PORT TARGET CLIENTS
+    python3 fanout.py PORT TARGET...
 
 prints one JSON object: the wall time over all clients and what each of them saw. Bodies are counted and thrown away by
 the kernel (MSG_TRUNC): on two cores, a client that copied every byte would be what is measured. Behind its first bytes
@@ -16,6 +16,7 @@ import selectors
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 SECONDS_MAX = 120
@@ -23,6 +24,19 @@ HEAD_BYTES_MAX = 64 * 1024
 # What one call may throw away; nothing is ever written to a buffer of this size, so it takes no memory.
 DISCARD_BYTES = 4 * 1024 * 1024
 WAKE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the clients need of an answer's head."""
+
+    status: int
+    length: int | None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Head:
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", text)
+        return cls(int(text.split(maxsplit=2)[1]), int(length[1]) if length else None)
 
 
 @dataclass
@@ -57,20 +71,20 @@ class Client:
 class FanOut:
     """The clients and their connections."""
 
-    def __init__(self, port: int, target: str, count: int) -> None:
+    def __init__(self, port: int, targets: Sequence[str]) -> None:
         self._port = port
-        self._request = f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n\r\n".encode()
+        self._targets = targets
         self._discarded = bytearray(DISCARD_BYTES)
         self._heads: dict[socket.socket, bytes] = {}
         self._selector = selectors.DefaultSelector()
-        self.clients = [Client() for _ in range(count)]
+        self.clients = [Client() for _ in targets]
         self._began = time.monotonic()
 
     def run(self) -> float:
         """Returns the seconds from the first request to the end of the last answer."""
         self._began = time.monotonic()
-        for client in self.clients:
-            self._connect(client)
+        for client, target in zip(self.clients, self._targets, strict=True):
+            self._connect(client, target)
         while self._selector.get_map() and self._now() < SECONDS_MAX:
             for key, _ in self._selector.select(timeout=1):
                 self._read(key.fileobj, key.data)  # type: ignore[arg-type]
@@ -83,10 +97,10 @@ class FanOut:
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    def _connect(self, client: Client) -> None:
+    def _connect(self, client: Client, target: str) -> None:
         try:
             connection = socket.create_connection(("127.0.0.1", self._port), timeout=10)
-            connection.sendall(self._request)
+            connection.sendall(get(target, self._port))
         except OSError as error:
             client.error = repr(error)
             return
@@ -115,18 +129,34 @@ class FanOut:
 
     def _read_head(self, connection: socket.socket, client: Client) -> int:
         chunk = connection.recv(HEAD_BYTES_MAX)
-        head, end, body = (self._heads[connection] + chunk).partition(b"\r\n\r\n")
+        text, end, body = (self._heads[connection] + chunk).partition(b"\r\n\r\n")
         if not end:
             self._heads[connection] += chunk
             return len(chunk)
-        client.status = int(head.split(maxsplit=2)[1])
-        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-        if client.status != 200 or length is None:
-            client.error = f"status {client.status}, length {length and int(length[1])}"
+        head = Head.parse(text)
+        client.status = head.status
+        if head.status != 200 or head.length is None:
+            client.error = f"status {head.status}, length {head.length}"
             return len(chunk)
-        client.length = int(length[1])
+        client.length = head.length
         client.received(len(body), self._now())
         return len(chunk)
+
+
+def get(target: str, port: int) -> bytes:
+    """A request for `target`."""
+    return f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n\r\n".encode()
+
+
+def read_head(connection: socket.socket) -> tuple[Head, bytes]:
+    """Reads an answer's head from a connection that blocks; returns it with what came of the body."""
+    text, end, body = b"", b"", b""
+    while not end:
+        chunk = connection.recv(HEAD_BYTES_MAX)
+        if not chunk:
+            raise OSError("the connection ended before the head of an answer")
+        text, end, body = (text + chunk).partition(b"\r\n\r\n")
+    return Head.parse(text), body
 
 
 def _wake_for_more(connection: socket.socket, client: Client) -> None:
@@ -139,8 +169,7 @@ def _wake_for_more(connection: socket.socket, client: Client) -> None:
 
 
 def main() -> None:
-    port, target, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    fan_out = FanOut(port, target, count)
+    fan_out = FanOut(int(sys.argv[1]), sys.argv[2:])
     wall = fan_out.run()
     print(json.dumps({"wall_s": wall, "clients": [asdict(client) for client in fan_out.clients]}))
 

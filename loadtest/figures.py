@@ -7,12 +7,12 @@ and what the origin was asked for are the largest, because they are bounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from content import MIB
-from records import ColdRound, HitRound, Round
+from content import KIB, MIB
+from records import ColdStreamRound, FanOutRound, HitRound, IdleRound, Round
 
 R = TypeVar("R", bound=Round)
 
@@ -27,6 +27,9 @@ class Figure(Generic[R]):
     digits: int
     # Whether a column with the ratio to the best peer follows; the smaller figure is the better one.
     compared: bool = False
+
+
+Columns = tuple[Figure[Any], ...]
 
 
 def smallest(value: Callable[[R], float]) -> Callable[[Sequence[R]], float]:
@@ -49,33 +52,57 @@ def _s_per_gigabyte(found: HitRound) -> float:
     return found.costs.cpu_ns / max(1, found.bytes)
 
 
-_HIT: tuple[Figure[HitRound], ...] = (
-    Figure("requests/s", middle(lambda found: found.requests / found.duration_us * 1e6), 0),
-    Figure("GB/s", middle(lambda found: found.bytes / found.duration_us / 1e3), 2),
-    Figure("p50 ms", middle(lambda found: found.p50_us / 1e3), 2),
-    Figure("p99 ms", middle(lambda found: found.p99_us / 1e3), 2),
-    Figure("peak MiB", largest(lambda found: found.costs.peak_memory_bytes / MIB), 0),
-)
-
-PER_REQUEST: tuple[Figure[HitRound], ...] = (
-    Figure("CPU µs/request", smallest(_us_per_request), 1, compared=True),
-    Figure("worst", largest(_us_per_request), 1),
-    *_HIT,
-)
-
+CPU_PER_REQUEST: Figure[HitRound] = Figure("CPU µs/request", smallest(_us_per_request), 1, compared=True)
 # Counts what arrived of answers that the end of the round cut short.
-PER_GIGABYTE: tuple[Figure[HitRound], ...] = (
-    Figure("CPU s/GB", smallest(_s_per_gigabyte), 3, compared=True),
-    Figure("worst", largest(_s_per_gigabyte), 3),
-    *_HIT,
+CPU_PER_GIGABYTE: Figure[HitRound] = Figure("CPU s/GB", smallest(_s_per_gigabyte), 3, compared=True)
+P99: Figure[HitRound] = Figure("p99 ms", middle(lambda found: found.p99_us / 1e3), 2, compared=True)
+COLD_RATE: Figure[ColdStreamRound] = Figure("cold GB/s", middle(lambda found: found.cold_bytes / found.cold_s / 1e9), 2)
+WALL: Figure[FanOutRound] = Figure("wall s", middle(lambda found: found.wall_s), 2, compared=True)
+CPU: Figure[FanOutRound] = Figure("CPU s", smallest(lambda found: found.costs.cpu_ns / 1e9), 2, compared=True)
+PER_CONNECTION: Figure[IdleRound] = Figure(
+    "KiB/connection",
+    largest(lambda found: (found.resident_after_bytes - found.resident_before_bytes) / KIB / found.connections),
+    1,
+    compared=True,
 )
+PEAK_MEMORY: Figure[Round] = Figure("peak MiB", largest(lambda found: found.costs.peak_memory_bytes / MIB), 0)
 
-COLD: tuple[Figure[ColdRound], ...] = (
-    Figure("wall s", middle(lambda found: found.wall_s), 2, compared=True),
+_CPU_WORST: Figure[FanOutRound] = Figure("worst", largest(lambda found: found.costs.cpu_ns / 1e9), 2)
+_REQUESTS: Figure[HitRound] = Figure("requests/s", middle(lambda found: found.requests / found.duration_us * 1e6), 0)
+_RATE: Figure[HitRound] = Figure("GB/s", middle(lambda found: found.bytes / found.duration_us / 1e3), 2)
+_P50: Figure[HitRound] = Figure("p50 ms", middle(lambda found: found.p50_us / 1e3), 2)
+_P99: Figure[HitRound] = replace(P99, compared=False)
+_P999: Figure[HitRound] = Figure("p99.9 ms", middle(lambda found: found.p999_us / 1e3), 2)
+
+# The tables.
+PER_REQUEST: Columns = (
+    CPU_PER_REQUEST,
+    Figure("worst", largest(_us_per_request), 1),
+    *(_REQUESTS, _RATE, _P50, _P99, PEAK_MEMORY),
+)
+PER_GIGABYTE: Columns = (
+    CPU_PER_GIGABYTE,
+    Figure("worst", largest(_s_per_gigabyte), 3),
+    *(_REQUESTS, _RATE, _P50, _P99, PEAK_MEMORY),
+)
+LATENCY: Columns = (_REQUESTS, _P50, P99, _P999, CPU_PER_REQUEST, PEAK_MEMORY)
+COLD_STREAM: Columns = (
+    *(_P50, P99, _P999, _REQUESTS, COLD_RATE),
+    Figure("core %", middle(lambda found: found.costs.cpu_ns / found.costs.elapsed_ns * 100), 0),
+    PEAK_MEMORY,
+)
+COLD: Columns = (
+    WALL,
     Figure("last first byte s", middle(lambda found: found.last_first_byte_s), 2),
     Figure("origin GETs", largest(lambda found: found.costs.origin_gets), 0),
     Figure("origin MiB", largest(lambda found: found.costs.origin_bytes / MIB), 0),
-    Figure("CPU s", smallest(lambda found: found.costs.cpu_ns / 1e9), 2, compared=True),
-    Figure("worst", largest(lambda found: found.costs.cpu_ns / 1e9), 2),
-    Figure("peak MiB", largest(lambda found: found.costs.peak_memory_bytes / MIB), 0),
+    *(CPU, _CPU_WORST, PEAK_MEMORY),
+)
+WARM: Columns = (WALL, CPU, _CPU_WORST, PEAK_MEMORY)
+IDLE: Columns = (
+    PER_CONNECTION,
+    Figure("before MiB", middle(lambda found: found.resident_before_bytes / MIB), 0),
+    Figure("after MiB", middle(lambda found: found.resident_after_bytes / MIB), 0),
+    Figure("seconds to open", middle(lambda found: found.open_s), 2),
+    PEAK_MEMORY,
 )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import REPOSITORY_ROOT
-from peers import Peer
+from peer import Peer
 from processes import Cores, first_line
 from records import MachineRecord
 
@@ -34,7 +34,8 @@ def describe(directory: Path, cores: Cores, peers: Sequence[Peer], binary: Path)
         command=["loadtest/run", *sys.argv[1:]],
         commit=_commit(),
         binary_sha256=hashlib.sha256(binary.read_bytes()).hexdigest() if binary.exists() else "",
-        versions={peer.name: peer.version() for peer in peers} | {"wrk": _wrk_version()},
+        versions={peer.name: peer.version() for peer in peers}
+        | {"wrk": _wrk_version(), "oha": first_line("oha", "--version")},
     )
 
 

@@ -1,24 +1,16 @@
-"""How things are measured: CPU time and memory of a server's processes, and the two kinds of clients."""
+"""How things are measured: CPU time and memory of a server's processes."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from content import Blob
 from origin import Origin
-from processes import Process, ProcessError, bare_environment, pinned
+from processes import Process, ProcessError
 from records import Costs
 
-HERE = Path(__file__).resolve().parent
-CLIENT_SECONDS_MARGIN = 60
-FAN_OUT_SECONDS_MAX = 150
 # A server is idle when it used no more than 1 % of a core for this long.
 IDLE_WINDOW_S = 0.3
 IDLE_SECONDS_MAX = 20
@@ -50,10 +42,9 @@ class CpuTime:
 class Meter:
     """Reads what a server and its origin spend from now on."""
 
-    def __init__(self, process: Process, origin: Origin, blob: Blob) -> None:
+    def __init__(self, process: Process, origin: Origin) -> None:
         self._process = process
         self._origin = origin
-        self._blob = blob
         self._load_average = os.getloadavg()[0]
         self._mark = origin.mark()
         self._core = min(os.sched_getaffinity(process.popen.pid))
@@ -67,7 +58,7 @@ class Meter:
         elapsed = time.monotonic_ns() - self._began
         core_busy = _core_busy(self._core) - self._core_busy
         self._process.check_alive()
-        tally = self._origin.since(self._mark, self._blob)
+        tally = self._origin.since(self._mark)
         used = after.used_since(self._before)
         return Costs(
             elapsed_ns=elapsed,
@@ -84,7 +75,12 @@ class Meter:
 
 def peak_memory(process: Process) -> int:
     """The most that was ever resident, in bytes: VmHWM of all processes together, so what they share counts twice."""
-    return sum(_peak_of(pid) for pid in process.tree())
+    return sum(_kibibytes(Path(f"/proc/{pid}/status"), "VmHWM:") for pid in process.tree()) * 1024
+
+
+def resident_memory(process: Process) -> int:
+    """What is resident now, in bytes: counted page by page, as the sums in `status` lag behind."""
+    return sum(_kibibytes(Path(f"/proc/{pid}/smaps_rollup"), "Rss:") for pid in process.tree()) * 1024
 
 
 def wait_until_idle(process: Process) -> float:
@@ -98,73 +94,6 @@ def wait_until_idle(process: Process) -> float:
             return max(0.0, time.monotonic() - began - IDLE_WINDOW_S)
         before = now
     raise ProcessError(f"{process.name} is busy {IDLE_SECONDS_MAX} s after its last answer")
-
-
-@dataclass(frozen=True)
-class WrkResult:
-    """What wrk counted."""
-
-    duration_us: int
-    requests: int
-    # Everything received, answers that the end cut short included.
-    bytes: int
-    p50_us: int
-    p99_us: int
-    errors: dict[str, int]
-
-
-def run_wrk(url: str, connections: int, seconds: int, core: int) -> WrkResult:
-    """Asks for one URL again and again, over a number of connections."""
-    output = _run_client(
-        [
-            *("wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"),
-            *("--timeout", "30s", "--latency", "--script", str(HERE / "wrk.lua"), url),
-        ],
-        core,
-        seconds + CLIENT_SECONDS_MARGIN,
-    )
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    if not lines:
-        raise ProcessError(f"wrk printed no result: {output}")
-    return WrkResult(**json.loads(lines[-1]))
-
-
-@dataclass(frozen=True)
-class FanOutResult:
-    """What clients that asked at the same time saw."""
-
-    wall_s: float
-    last_first_byte_s: float
-    errors: list[str]
-
-
-def run_fan_out(port: int, target: str, clients: int, core: int) -> FanOutResult:
-    """Asks for one thing from many clients at once."""
-    command = [sys.executable, str(HERE / "fanout.py"), str(port), target, str(clients)]
-    result = json.loads(_run_client(command, core, FAN_OUT_SECONDS_MAX))
-    seen = result["clients"]
-    return FanOutResult(
-        wall_s=result["wall_s"],
-        last_first_byte_s=max(client["first_byte_s"] or result["wall_s"] for client in seen),
-        errors=[client["error"] for client in seen if client["error"]],
-    )
-
-
-def _run_client(command: Iterable[str], core: int, seconds_max: float) -> str:
-    try:
-        done = subprocess.run(
-            [*pinned(core), *command],
-            env=bare_environment(Path("/")),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds_max,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProcessError(f"the client did not end: {error}") from error
-    if done.returncode != 0:
-        raise ProcessError(f"the client failed with status {done.returncode}: {done.stderr.decode(errors='replace')}")
-    return done.stdout.decode()
 
 
 def _on_core(schedstat: Path) -> int:
@@ -193,10 +122,10 @@ def _process_clock(pid: int) -> int:
         return 0
 
 
-def _peak_of(pid: int) -> int:
+def _kibibytes(path: Path, name: str) -> int:
+    """The value of a line in one of a process's files; 0 if the process has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = path.read_text().splitlines()
     except OSError:
         return 0
-    lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(lines[0].split()[1]) * 1024 if lines else 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)

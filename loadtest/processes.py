@@ -24,9 +24,12 @@ START_SECONDS_MAX = 30
 STOP_SECONDS_MAX = 10
 # Below the ports that the kernel gives to clients, so that none of theirs is in the way.
 PORTS = range(20_000, 32_000)
-# Where Debian keeps programs of administrators.
-SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+# Where Debian keeps programs of administrators, and cargo those that it installs.
+SEARCH_PATH = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", str(Path.home() / ".cargo/bin")],
+)
 LOG_BYTES_KEPT = 4_000
+NOT_INSTALLED = "not installed"
 
 
 class ProcessError(Exception):
@@ -143,7 +146,7 @@ def first_line(*command: str) -> str:
     """The first line that a program prints, on whichever output."""
     program = find_program(command[0])
     if program is None:
-        return "not installed"
+        return NOT_INSTALLED
     found = subprocess.run(
         [program, *command[1:]],
         env=bare_environment(Path("/")),

@@ -86,27 +86,55 @@ class Round(Record):
 
 @dataclass(frozen=True)
 class HitRound(Round):
-    """wrk's count of one URL asked again and again."""
+    """Requests for what a server holds, one after the other on each of a number of connections."""
 
     kind = "hit"
 
+    # "wrk" and "heads.py" ask as fast as they can, "oha" keeps to a rate.
+    client: str
     duration_us: int
     requests: int
+    # Everything received, answers that the end of the round cut short included.
     bytes: int
     p50_us: int
     p99_us: int
+    p999_us: int
 
 
 @dataclass(frozen=True)
-class ColdRound(Round):
-    """Clients that asked at once for what the server did not hold."""
+class ColdStreamRound(HitRound):
+    """The same beside one client that takes a large file whose pages are not in memory, again and again."""
 
-    kind = "cold"
+    kind = "cold stream"
+
+    cold_bytes: int
+    cold_s: float
+
+
+@dataclass(frozen=True)
+class FanOutRound(Round):
+    """Clients that asked at once."""
+
+    kind = "fan-out"
 
     wall_s: float
     last_first_byte_s: float
     # What the server went on doing when the last client had everything.
     busy_after_s: float
+
+
+@dataclass(frozen=True)
+class IdleRound(Round):
+    """Connections that made one request each and stay open."""
+
+    kind = "idle"
+
+    connections: int
+    # Of all the server's processes, before the first connection and when all had their answers.
+    resident_before_bytes: int
+    resident_after_bytes: int
+    # Until all had their answers.
+    open_s: float
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,24 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
+from fanouts import DIRECT
 from figures import Figure
+from processes import NOT_INSTALLED
 from records import CheckRecord, FailureRecord, MachineRecord, NotesRecord, Record, Round
-from workloads import DIRECT, Workload
-
-# What the benchmark is about; it is compared with the best of the others.
-SUBJECT = "spliceway"
+from targets import SUBJECT, Finding, findings
+from workload import Workload
 
 
 def render(records: Sequence[Record], workloads: Sequence[Workload]) -> str:
     """The report of a run."""
-    parts = [_head(record) for record in records if isinstance(record, MachineRecord)]
+    parts: list[str] = []
+    for machine in records:
+        if isinstance(machine, MachineRecord):
+            parts += [_head(machine), *_missing(machine)]
     parts += _disturbance([record for record in records if isinstance(record, Round) and record.server != DIRECT])
+    reached = findings(records)
+    if reached:
+        parts.append(f"## Targets\n\n{_targets(reached)}")
     for workload in workloads:
         rounds = [record for record in records if isinstance(record, Round) and record.workload == workload.name]
         if rounds:
@@ -67,6 +73,13 @@ TCP {machine.congestion_control}, {machine.kernel}, {machine.system}. Commit {ma
 is the largest), times and rates are medians, memory and what the origin was asked for are the largest."""
 
 
+def _missing(machine: MachineRecord) -> list[str]:
+    """What could not be used, and what that does to the figures."""
+    if machine.versions["oha"] != NOT_INSTALLED:
+        return []
+    return ["oha is not installed: where a rate is named, wrk asked instead, as fast as it could."]
+
+
 def _disturbance(rounds: Sequence[Round]) -> list[str]:
     """How much of the server's core others had: the noise that the figures are to be read with."""
     shares = [found.costs.core_taken_ns / found.costs.elapsed_ns * 100 for found in rounds]
@@ -77,6 +90,26 @@ def _disturbance(rounds: Sequence[Round]) -> list[str]:
     ]
 
 
+def _targets(reached: Sequence[Finding]) -> str:
+    """Each target with what was found in this run."""
+    rows = [["workload", "figure", "target", "here that is", "found", "reached"]]
+    for finding in reached:
+        target = finding.target
+        # More digits than in the tables, where a ratio near its bound would look equal to it.
+        digits = target.figure.digits + 1
+        rows.append(
+            [
+                target.workload or "all of them",
+                target.figure.title,
+                target.bound.words(),
+                f"{finding.bound:.{digits}f}",
+                f"{finding.found:.{digits}f}",
+                "yes" if finding.reached else "**no**",
+            ]
+        )
+    return _markdown(rows)
+
+
 def _table(rounds: Sequence[Round], figures: Sequence[Figure[Any]]) -> str:
     by_server: dict[str, list[Round]] = {}
     for found in rounds:
@@ -84,7 +117,7 @@ def _table(rounds: Sequence[Round], figures: Sequence[Figure[Any]]) -> str:
     header = ["server"]
     for figure in figures:
         header += [figure.title, "× best"] if figure.compared else [figure.title]
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    rows = [header]
     best = {figure.title: _best(figure, by_server) for figure in figures if figure.compared}
     for server, its_rounds in by_server.items():
         row = [f"**{server}**" if server == SUBJECT else server]
@@ -94,7 +127,13 @@ def _table(rounds: Sequence[Round], figures: Sequence[Figure[Any]]) -> str:
             if figure.compared:
                 row.append(_ratio(server, value, best[figure.title]))
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head, the first column its names."""
+    ruled = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
 def _best(figure: Figure[Any], by_server: dict[str, list[Round]]) -> float | None:

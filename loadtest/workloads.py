@@ -1,220 +1,138 @@
-"""What is measured. A workload starts the servers that it compares and lets them take turns: A B A B …
-
-To add one: a line in `all_workloads`, or a class with what `Workload` asks for.
-"""
+"""What is measured. To add a workload: a line here, or a class with what `Workload` asks for."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
 
-from bench import Bench
+from asks import Asks, every_blob, multiple_ranges, ranges, revalidations
 from checks import SendfileCheck
-from content import KIB, MIB, Blob, ContentError
-from figures import COLD, PER_GIGABYTE, PER_REQUEST, Figure
-from measure import Meter, run_fan_out, run_wrk, wait_until_idle
-from origin import Origin
-from peers import Peer, Role, Server
-from processes import Process, ProcessError
-from records import ColdRound, FailureRecord, HitRound, NotesRecord, Record, ServerRecord
+from content import GIB, KIB, MIB
+from fanouts import ColdFanOut, IdleConnections, WarmFanOut
+from hits import ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
+from peers import EVERY_FRONT_CACHE, FAST, FAST_AND_THREADS, FILE_SERVERS, FRONT_CACHES, SENDFILE, SLOW
+from workload import Workload
 
-# What can go wrong with a server and leaves the others to be measured.
-FAILURES = (ProcessError, ContentError, OSError)
-# An origin that is asked without a cache in front.
-DIRECT = "(the origin itself, 1 client)"
-
-
-class Workload(Protocol):
-    """One table of the report, or one check."""
-
-    @property
-    def name(self) -> str:
-        """As in --workloads."""
-
-    @property
-    def title(self) -> str:
-        """As in the report."""
-
-    @property
-    def figures(self) -> Sequence[Figure[Any]]:
-        """The columns of its table."""
-
-    @property
-    def programs(self) -> Mapping[str, str]:
-        """What it needs beside the servers, with the Debian packages."""
-
-    def run(self, bench: Bench) -> Iterator[Record]:
-        """Measures, and yields what it finds as it finds it."""
-
-
-@dataclass(frozen=True)
-class HitWorkload:
-    """One blob that the server holds, asked for again and again by wrk."""
-
-    name: str
-    title: str
-    size: int
-    connections: int
-    figures: tuple[Figure[HitRound], ...]
-    # Large bodies need longer rounds for as many answers.
-    times_seconds: int = 1
-
-    programs: ClassVar[Mapping[str, str]] = {"wrk": "wrk"}
-
-    def run(self, bench: Bench) -> Iterator[Record]:
-        blob = bench.content.blob(self.size)
-        with ExitStack() as stack:
-            origin = stack.enter_context(bench.origin())
-            servers = []
-            for peer in bench.peers_for(Role.HIT):
-                try:
-                    server = stack.enter_context(bench.server(peer, Role.HIT, origin, blob))
-                    server.warm()
-                except FAILURES as error:
-                    yield FailureRecord(self.name, peer.label(Role.HIT), str(error))
-                    continue
-                servers.append(server)
-                yield _server_record(self.name, bench, server)
-            for number in range(1, bench.rounds + 1):
-                for server in servers:
-                    try:
-                        yield self._round(bench, server, number)
-                    except FAILURES as error:
-                        yield FailureRecord(self.name, server.label, str(error))
-            for server in servers:
-                yield from _notes(self.name, server)
-
-    def _round(self, bench: Bench, server: Server, number: int) -> HitRound:
-        meter = Meter(server.process, server.site.origin, server.site.blob)
-        found = run_wrk(server.url, self.connections, bench.seconds * self.times_seconds, bench.cores.client)
-        costs = meter.read()
-        errors = [f"{count} {kind} errors" for kind, count in found.errors.items() if count]
-        if found.requests == 0:
-            errors.append("not one whole answer")
-        if costs.origin_gets or costs.origin_heads:
-            errors.append("the origin was asked for what the server holds")
-        return HitRound(
-            workload=self.name,
-            server=server.label,
-            round=number,
-            costs=costs,
-            errors=errors,
-            **{key: value for key, value in asdict(found).items() if key != "errors"},
-        )
-
-
-@dataclass(frozen=True)
-class ColdWorkload:
-    """One blob that no server holds, asked for by many clients at once. Every round starts with nothing stored."""
-
-    name: str
-    title: str
-    size: int
-    clients: int
-    # What the origin sends to one request; None is as fast as it can.
-    origin_bytes_per_second: int | None = None
-
-    figures: ClassVar[tuple[Figure[ColdRound], ...]] = COLD
-    programs: ClassVar[Mapping[str, str]] = {}
-
-    def run(self, bench: Bench) -> Iterator[Record]:
-        blob = bench.content.blob(self.size)
-        with bench.origin(self.origin_bytes_per_second) as origin:
-            blob.check(origin.port)
-            for number in range(1, bench.rounds + 1):
-                yield self._round(bench, Contestant.direct(origin, blob), number)
-                for peer in bench.peers_for(Role.COLD):
-                    try:
-                        yield from self._turn(bench, peer, origin, blob, number)
-                    except FAILURES as error:
-                        yield FailureRecord(self.name, peer.label(Role.COLD), str(error))
-                    # What one server leaves to be written must not slow the next one.
-                    os.sync()
-
-    def _turn(self, bench: Bench, peer: Peer, origin: Origin, blob: Blob, number: int) -> Iterator[Record]:
-        with bench.server(peer, Role.COLD, origin, blob) as server:
-            if number == 1:
-                yield _server_record(self.name, bench, server)
-            wait_until_idle(server.process)
-            yield self._round(bench, Contestant.cache(server, self.clients), number)
-            if number == 1:
-                blob.check(server.site.port)
-            yield from _notes(self.name, server)
-
-    def _round(self, bench: Bench, contestant: Contestant, number: int) -> ColdRound:
-        process, blob = contestant.process, contestant.blob
-        meter = Meter(process, contestant.origin, blob)
-        found = run_fan_out(contestant.port, blob.target, contestant.clients, bench.cores.client)
-        busy_after = wait_until_idle(process)
-        return ColdRound(
-            workload=self.name,
-            server=contestant.label,
-            round=number,
-            costs=meter.read(),
-            errors=found.errors,
-            wall_s=found.wall_s,
-            last_first_byte_s=found.last_first_byte_s,
-            busy_after_s=busy_after,
-        )
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Whom the clients of a cold round ask."""
-
-    label: str
-    process: Process
-    port: int
-    origin: Origin
-    blob: Blob
-    clients: int
-
-    @classmethod
-    def cache(cls, server: Server, clients: int) -> Contestant:
-        """A cache in front of the origin."""
-        site = server.site
-        return cls(server.label, server.process, site.port, site.origin, site.blob, clients)
-
-    @classmethod
-    def direct(cls, origin: Origin, blob: Blob) -> Contestant:
-        """The origin without a cache in front, for one client: what no cache can be faster than."""
-        return cls(DIRECT, origin.process, origin.port, origin, blob, 1)
+THROTTLED = 200_000_000
 
 
 def all_workloads() -> list[Workload]:
     """Every workload, in the order of the report."""
     return [
-        HitWorkload("hit_4kib_c32", "4 KiB held, 32 connections", 4 * KIB, 32, PER_REQUEST),
-        HitWorkload("hit_64kib_c32", "64 KiB held, 32 connections", 64 * KIB, 32, PER_REQUEST),
-        HitWorkload("hit_1mib_c32", "1 MiB held, 32 connections", MIB, 32, PER_REQUEST),
-        HitWorkload("hit_256mib_c4", "256 MiB held, 4 connections", 256 * MIB, 4, PER_GIGABYTE, times_seconds=2),
-        ColdWorkload("cold_512mib_c16", "512 MiB not held, 16 clients at once", 512 * MIB, 16),
-        ColdWorkload(
-            "cold_512mib_c16_200mbs",
-            "512 MiB not held, 16 clients at once, an origin of 200 MB/s",
-            512 * MIB,
-            16,
-            origin_bytes_per_second=200_000_000,
+        *_hits("512b", 512),
+        *_hits("4kib", 4 * KIB, with_slow=32),
+        *_hits("32kib", 32 * KIB),
+        *_hits("64kib", 64 * KIB),
+        *_hits("1mib", MIB, with_slow=32),
+        *_hits("16mib", 16 * MIB),
+        # 4 connections get whole bodies within a round even of this size.
+        *_hits("256mib", 256 * MIB, connections=(1, 4, 32, 512), with_slow=4, times_seconds=2),
+        HeadWorkload(
+            name="head_64kib_c32",
+            title="HEAD of 64 KiB held, 32 connections",
+            size=64 * KIB,
+            peers=FAST,
+            connections=32,
+        ),
+        _asking("not_modified_64kib_c32", "64 KiB held and up to date at the client (304)", 64 * KIB, revalidations),
+        _asking("range_64kib_c32", "64 KiB at random places of 256 MiB held", 256 * MIB, ranges),
+        # varnish answers with the whole blob.
+        _asking("ranges_3x16kib_c32", "3 × 16 KiB at random places of 1 MiB held", MIB, multiple_ranges, FILE_SERVERS),
+        _asking("blobs_10000_c32", "10,000 blobs of 4 KiB held, in a random order", 4 * KIB, every_blob, count=10_000),
+        *_latency(),
+        *_fills(),
+        WarmFanOut(
+            name="warm_512mib_c16",
+            title="512 MiB held, 16 clients at once",
+            size=512 * MIB,
+            peers=FAST_AND_THREADS,
+            clients=16,
+        ),
+        IdleConnections(
+            name="idle_5000",
+            title="5,000 connections that made one request for 4 KiB each and stay open",
+            size=4 * KIB,
+            peers=FAST,
+            connections=5_000,
         ),
         SendfileCheck("hit_is_sendfile", "1 MiB held: what leaves by sendfile", MIB),
     ]
 
 
-def _server_record(workload: str, bench: Bench, server: Server) -> ServerRecord:
-    return ServerRecord(
-        workload=workload,
-        server=server.label,
-        command=[bench.shortened(argument) for argument in server.process.arguments],
-        configuration=bench.shortened(server.configuration()),
+def _hits(
+    size_name: str,
+    size: int,
+    connections: tuple[int, ...] = (1, 32, 512),
+    with_slow: int | None = None,
+    times_seconds: int = 1,
+) -> Iterator[Workload]:
+    """GETs of one blob with each number of connections; with `with_slow` of them, slow peers take part too."""
+    few = FAST_AND_THREADS if size >= MIB else FAST
+    for number in connections:
+        yield HitWorkload(
+            name=f"hit_{size_name}_c{number}",
+            title=f"{_words(size)} held, {number} connection{'s' * (number > 1)}",
+            size=size,
+            peers=few | SLOW if number == with_slow else few,
+            connections=number,
+            times_seconds=times_seconds,
+        )
+
+
+def _asking(name: str, title: str, size: int, asks: Asks, peers: frozenset[str] = FAST, count: int = 1) -> HitWorkload:
+    """Requests that are not the same GET every time, over 32 connections."""
+    return HitWorkload(
+        name=name, title=f"{title}, 32 connections", size=size, peers=peers, count=count, connections=32, asks=asks
     )
 
 
-def _notes(workload: str, server: Server) -> Iterator[Record]:
-    try:
-        notes = server.notes()
-        yield NotesRecord(workload, server.label, notes, server.warnings(notes), server.process.log())
-    except FAILURES as error:
-        yield FailureRecord(workload, server.label, f"asking it how it fared: {error}")
+def _latency() -> Iterator[Workload]:
+    for size_name, size, rate in (("4kib", 4 * KIB, 5_000), ("1mib", MIB, 500)):
+        yield RateWorkload(
+            name=f"rate_{size_name}_{rate}",
+            title=f"{_words(size)} held, {rate:,} requests a second over 32 connections",
+            size=size,
+            peers=FAST,
+            connections=32,
+            rate=rate,
+        )
+    beside = "held, beside one client that takes 2 GiB that are not in the page cache"
+    for name, title, rate_or_none in (
+        ("cold_stream_c32", f"4 KiB {beside}; 32 connections", None),
+        ("cold_stream_rate_2000", f"4 KiB {beside}; 2,000 requests a second", 2_000),
+    ):
+        yield ColdStreamWorkload(
+            name=name, title=title, size=2 * GIB, peers=SENDFILE, connections=32, rate=rate_or_none
+        )
+
+
+def _fills() -> Iterator[Workload]:
+    for clients in (1, 16, 64):
+        for suffix, words, limit in (("", "", None), ("_200mbs", ", an origin of 200 MB/s", THROTTLED)):
+            yield ColdFanOut(
+                name=f"cold_512mib_c{clients}{suffix}",
+                title=f"512 MiB not held, {clients} client{'s' * (clients > 1)} at once{words}",
+                size=512 * MIB,
+                peers=EVERY_FRONT_CACHE if clients == 16 and limit is None else FRONT_CACHES,
+                clients=clients,
+                origin_bytes_per_second=limit,
+            )
+    yield ColdFanOut(
+        name="cold_64x16mib",
+        title="64 blobs of 16 MiB not held, one client each, all at once",
+        size=16 * MIB,
+        count=64,
+        peers=FRONT_CACHES,
+        clients=1,
+    )
+    yield ColdFanOut(
+        name="cold_slow_reader",
+        title="512 MiB not held: a client that takes 8 MB/s asks first, then 16 at once; figures are the 16's",
+        size=512 * MIB,
+        peers=FRONT_CACHES,
+        clients=16,
+        slow_bytes_per_second=8_000_000,
+    )
+
+
+def _words(size: int) -> str:
+    return f"{size // MIB} MiB" if size >= MIB else f"{size / KIB:g} KiB"

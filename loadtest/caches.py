@@ -1,0 +1,126 @@
+"""Front caches, each set up as a careful operator would for one core. nginx is one too, but in `fileservers.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+
+from content import Blob, write_distribution_layout
+from peer import Peer, Role, Site
+from processes import ProcessError, first_line, free_port
+
+
+class Varnish(Peer):
+    name = "varnish"
+    # varnishd compiles its configuration.
+    programs = {"varnishd": "varnish", "cc": "gcc"}
+    setups = {Role.HIT: "malloc", Role.COLD: "malloc, streaming"}
+    configuration_file = "default.vcl"
+
+    def version(self) -> str:
+        return first_line("varnishd", "-V")
+
+    def prepare(self, site: Site) -> list[str]:
+        path = site.directory / self.configuration_file
+        path.write_text(f"""vcl 4.1;
+backend origin {{ .host = "127.0.0.1"; .port = "{site.origin.port}"; }}
+sub vcl_backend_response {{ set beresp.ttl = 1d; }}
+""")
+        address = f"127.0.0.1:{site.port}"
+        # Without a jail, because its users could not enter the directory.
+        return [
+            *("varnishd", "-F", "-j", "none", "-n", str(site.directory / "varnish"), "-f", str(path)),
+            *("-a", address, "-T", "none", "-s", "malloc,4g", "-p", "vcc_allow_inline_c=off", "-p", "timeout_idle=75"),
+        ]
+
+
+class DockerRegistry(Peer):
+    name = "docker-registry"
+    programs = {"docker-registry": "docker-registry"}
+    setups = {Role.HIT: "filesystem", Role.COLD: "proxy"}
+    configuration_file = "registry.yml"
+
+    def version(self) -> str:
+        return first_line("docker-registry", "--version")
+
+    def prepare(self, site: Site) -> list[str]:
+        root = site.directory / "registry"
+        root.mkdir()
+        proxy = ""
+        if site.role is Role.HIT:
+            for blob in site.blobs:
+                write_distribution_layout(root, blob)
+        else:
+            proxy = f"proxy:\n  remoteurl: {site.origin.url}\n"
+        path = site.directory / self.configuration_file
+        path.write_text(f"""version: 0.1
+log:
+  level: error
+  accesslog:
+    disabled: true
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: {root}
+http:
+  addr: 127.0.0.1:{site.port}
+{proxy}""")
+        return ["docker-registry", "serve", str(path)]
+
+
+class Spliceway(Peer):
+    name = "spliceway"
+    programs = {}
+    setups = {Role.HIT: "", Role.COLD: ""}
+    configuration_file = "spliceway.toml"
+
+    # Samples of /metrics that count what must not happen, and those that are kept beside them.
+    _MUST_BE_ZERO = ("spliceway_unmatched_regions_total", "spliceway_fill_failures_total")
+    _KEPT = (*_MUST_BE_ZERO, "spliceway_fills_total", "process_resident_memory_bytes", "process_open_fds")
+    _SAMPLE = re.compile(r"^((\w+)(?:\{.*\})?) (\S+)$", re.MULTILINE)
+
+    def __init__(self, binary: Path) -> None:
+        self.binary = binary
+
+    def version(self) -> str:
+        return first_line(str(self.binary), "--version")
+
+    def prepare(self, site: Site) -> list[str]:
+        admin_port = free_port()
+        (site.directory / "admin-port").write_text(str(admin_port))
+        path = site.directory / self.configuration_file
+        path.write_text(f"""[server]
+listen = "127.0.0.1:{site.port}"
+admin = "127.0.0.1:{admin_port}"
+workers = 1
+access_log = "off"
+data = "{site.directory}/data"
+
+[[registry]]
+[[registry.upstream]]
+name = "origin"
+url = "{site.origin.url}"
+""")
+        return [str(self.binary), "serve", "--config", str(path), "-q"]
+
+    def stored_at(self, site: Site, blob: Blob) -> Path:
+        for path in (site.directory / "data").glob(f"**/blobs/sha256/{blob.hex[:2]}/{blob.hex}/data"):
+            return path
+        raise ProcessError(f"sha256:{blob.hex} is not on the disk")
+
+    def notes(self, site: Site) -> dict[str, float]:
+        admin_port = int((site.directory / "admin-port").read_text())
+        connection = HTTPConnection("127.0.0.1", admin_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        samples = self._SAMPLE.findall(text)
+        return {labelled: float(value) for labelled, name, value in samples if name in self._KEPT}
+
+    def warnings(self, notes: Mapping[str, float]) -> list[str]:
+        return [f"{name} {value:g}" for name, value in notes.items() if value and name.startswith(self._MUST_BE_ZERO)]
