@@ -21,7 +21,7 @@ use crate::support::{KIB, MIB, eventually};
 
 const CLIENTS: usize = 12;
 /// Requests of each client, those that it repeats not counted.
-const TURNS: usize = 50;
+const TURNS: usize = 40;
 /// How often a client says the same again; from the third time on the answer is given again.
 const REPEATS: usize = 5;
 
