@@ -10,7 +10,9 @@
 //! unusual about a request (a body, `Expect`, HTTP/1.0, a connection that shall close, pipelining, a head that came in
 //! pieces) is never learnt or never matches, and takes the ordinary way. Only the date is made anew.
 //!
-//! Measured (4 KiB hits, 32 connections, server CPU): see `loadtest/README.md`, "What was measured".
+//! Measured with 32 connections, server CPU a hit: 4 KiB 18.2 µs through the library, 8.4 here (nginx 12.3); 64 KiB 27.4
+//! and 17.4 (nginx 21.9). Of the first 9.8 µs saved, 2–3 were a look for a link that is not there; the rest is the
+//! library's state machine, header maps, and finding the blob by its names.
 //!
 //! Bounds: [`HEADS`] answers a thread, request heads of at most [`HEAD_BYTES_MAX`], bodies of at most
 //! [`BODY_BYTES_MAX`] that are in the page cache. An answer keeps no file open. A head is kept when it comes the second

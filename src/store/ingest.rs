@@ -30,9 +30,14 @@ use serde::{Deserialize, Serialize};
 use super::durable::{self, Durability};
 use super::layout::Layout;
 use crate::oci::{Digest, Hasher};
+use crate::sys;
 
 /// How much is written between two hash states on disk, in bytes: what a restart must hash again at most.
 const STATE_EVERY: u64 = 32 << 20;
+/// How much is written before the kernel is asked to begin to put it on disk, in bytes. Of 512 MiB written in a second,
+/// the fdatasync at the end takes 210–240 ms without that, 17–24 ms with 64 MiB, 4–7 ms with 16, 1–2 ms with 4, for the
+/// same CPU time.
+const WRITEBACK_EVERY: u64 = 8 << 20;
 /// Read size when data is hashed again, in bytes.
 const REHASH_BUFFER: usize = 1 << 20;
 /// A state file larger than this is not one of ours, in bytes.
@@ -238,9 +243,14 @@ impl Ingest {
     /// Appends and hashes. After an error the fill keeps what it had: the file may hold a part of `chunks` behind
     /// [`Ingest::written`], which is overwritten or hashed by whoever goes on.
     pub fn append(&mut self, chunks: &[bytes::Bytes]) -> io::Result<()> {
+        let begun = self.written() / WRITEBACK_EVERY;
         for chunk in chunks {
             self.file.write_all_at(chunk, self.written())?;
             self.hasher.update(chunk);
+        }
+        let whole = self.written() / WRITEBACK_EVERY - begun;
+        if whole > 0 {
+            sys::start_writeback(&self.file, begun * WRITEBACK_EVERY, whole * WRITEBACK_EVERY);
         }
         if self.written() - self.state_at >= STATE_EVERY {
             self.save_state();

@@ -5,6 +5,11 @@
 //! [`Files::new`]; should the kernel later refuse the ring (a filter that was put up meanwhile), the operations that
 //! wait fail, and those that follow go to the pool.
 //!
+//! **What needs no wait is done at once**, on the calling thread: a path whose components the kernel has in memory is
+//! walked by `openat2(2)` with `RESOLVE_CACHED` (5.12), which gives up where it would have to ask the disk, and small
+//! pieces that are in the page cache are read by `preadv2(2)` with `RWF_NOWAIT`, which does the same. Only what those
+//! give up on goes through the ring or the pool, as does everything where the calls are not known or refused.
+//!
 //! **Dropping.** Every operation owns its path, buffer and file until the kernel is done with it. A dropped future
 //! therefore leaves nothing behind that could be written to; its operation runs to its end unseen. A file that was
 //! opened for nobody is closed.
@@ -12,7 +17,7 @@
 use std::cmp::Ordering;
 use std::ffi::CString;
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,10 +25,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fcntl_setfl, openat2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::pool::Pool;
 use super::readahead::Pieces;
 use super::ring::Ring;
+
+/// Reads up to this length are tried at once, in bytes: copying more would take the thread longer than asking.
+const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// What is known of a file without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +46,10 @@ pub struct Stat {
     pub ino: u64,
     /// When the content was last changed.
     pub mtime: SystemTime,
+    /// When anything about the file was last changed, its names included. Nobody can set this back.
+    pub ctime: SystemTime,
+    /// When it was last accessed, as far as the filesystem keeps account of that.
+    pub atime: SystemTime,
     /// Whether it is a regular file.
     pub is_file: bool,
 }
@@ -47,6 +61,8 @@ impl From<&Metadata> for Stat {
             dev: metadata.dev(),
             ino: metadata.ino(),
             mtime: time(metadata.mtime(), metadata.mtime_nsec()),
+            ctime: time(metadata.ctime(), metadata.ctime_nsec()),
+            atime: time(metadata.atime(), metadata.atime_nsec()),
             is_file: metadata.is_file(),
         }
     }
@@ -84,8 +100,9 @@ impl Files {
     /// Opens a file for reading, close-on-exec, and where the kernel lets us (our own files) with `O_NOATIME`: the
     /// access time is the time of last use, which reading alone does not mean.
     ///
-    /// Follows symbolic links. A directory opens too, and reading it fails. Opening a FIFO waits for its writer, on a
-    /// thread of the kernel or of the pool, and with it [`drain`](Self::drain): nothing that a client sends creates one.
+    /// Follows symbolic links. A directory opens too, and reading it fails, as it does for a FIFO. Opening a FIFO may wait
+    /// for its writer, on a thread of the kernel or of the pool, and with it [`drain`](Self::drain): nothing that a client
+    /// sends creates one.
     ///
     /// Errors: as of `open(2)`; `InvalidInput` for a path with a NUL byte.
     pub async fn open(&self, path: &Path) -> io::Result<File> {
@@ -100,6 +117,11 @@ impl Files {
     ///
     /// Errors: as of `stat(2)`; `InvalidInput` for a path with a NUL byte; through the ring also `EMFILE` and `ENFILE`.
     pub async fn stat(&self, path: &Path) -> io::Result<Stat> {
+        match open_at_once(path, OFlags::PATH) {
+            Some(Ok(named)) => return Ok(Stat::from(&named.metadata()?)),
+            Some(Err(error)) => return Err(error),
+            None => {}
+        }
         match self.ring() {
             // The kernel leaves STATX to a worker always; opening a cached path it does at once, and what is open can
             // be looked at without waiting. `O_PATH` only names the file, be it a FIFO or unreadable.
@@ -126,6 +148,15 @@ impl Files {
             None => self.pool.read(file, buffer, len, offset).await?,
         };
         Ok(buffer.into())
+    }
+
+    /// Reads the first `len` bytes as [`read_at`](Self::read_at) does, at once if they are few and in the page cache: for
+    /// what is small and was looked at lately.
+    ///
+    /// Errors: as of [`read_at`](Self::read_at).
+    pub async fn read_small(&self, file: &Arc<File>, len: usize) -> io::Result<Bytes> {
+        let content = read_at_once(file, len);
+        if content.len() == len { Ok(content.into()) } else { self.read_at(file, 0, len).await }
     }
 
     /// Brings the `len` bytes from `offset` on into the page cache, and returns when the last of them is there; those
@@ -160,6 +191,9 @@ impl Files {
     }
 
     async fn open_with(&self, path: &Path, flags: i32) -> io::Result<File> {
+        if let Some(opened) = open_at_once(path, OFlags::from_bits_retain(flags.cast_unsigned())) {
+            return opened;
+        }
         match self.ring() {
             Some(ring) => ring.open(terminated(path)?, flags).await,
             None => self.pool.open(path, flags).await,
@@ -169,6 +203,39 @@ impl Files {
     fn ring(&self) -> Option<&Ring> {
         self.ring.as_ref().filter(|ring| ring.works())
     }
+}
+
+/// Opens a file for reading, or with `O_PATH`, if the kernel has everything in memory that it takes, or finds that there
+/// is none. `None` if that cannot be told without waiting, or not in this way.
+fn open_at_once(path: &Path, flags: OFlags) -> Option<io::Result<File>> {
+    let reads = !flags.contains(OFlags::PATH);
+    // Opening must not wait for a lease to be given up either, nor for a FIFO's writer.
+    let at_once = if reads { OFlags::NONBLOCK } else { OFlags::empty() };
+    match openat2(CWD, path, flags | at_once | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED) {
+        Ok(file) => {
+            let file = File::from(file);
+            if reads {
+                // The ring would take the flag to mean that its reads must not wait either.
+                fcntl_setfl(&file, flags).ok()?;
+            }
+            Some(Ok(file))
+        }
+        Err(Errno::NOENT) => Some(Err(Errno::NOENT.into())),
+        // What else is wrong is said by the call that everybody knows.
+        Err(_) => None,
+    }
+}
+
+/// As many of the first `len` bytes as are in the page cache; none if they are too many to look.
+fn read_at_once(file: &File, len: usize) -> Vec<u8> {
+    if len == 0 || len > AT_ONCE_BYTES_MAX {
+        return Vec::new();
+    }
+    let mut buffer = vec![0; len];
+    let read = preadv2(file, &mut [IoSliceMut::new(&mut buffer)], 0, ReadWriteFlags::NOWAIT);
+    // Whatever is wrong, waiting shows it too.
+    buffer.truncate(read.unwrap_or(0));
+    buffer
 }
 
 fn terminated(path: &Path) -> io::Result<CString> {

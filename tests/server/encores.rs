@@ -8,8 +8,8 @@ use spliceway::server::{Phase, ServerOptions};
 use crate::client::{Client, Response};
 use crate::harness::{Server, data_at, eventually};
 
-/// More than a client that was made small takes ahead.
-const LONG: usize = 256 * 1024;
+/// More than the kernel takes for a client that was made small; the longest body that is given again.
+const LONG: usize = 4 << 20;
 
 fn request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n")
@@ -47,7 +47,7 @@ fn an_answer_is_given_again_as_it_was() {
         for (path, body) in [
             ("/again/bytes/4096", data_at(0, 4096)),
             ("/again/bytes/0", Vec::new()),
-            ("/again/file/17/262144", data_at(17, LONG)),
+            ("/again/file/17/262144", data_at(17, 262_144)),
             ("/again/file/5000/1", data_at(5000, 1)),
             ("/again/file/4000000/4194304", data_at(4_000_000, 4 << 20)),
         ] {
@@ -166,7 +166,7 @@ fn an_answer_that_is_not_current_is_asked_for_again() {
 #[test]
 fn a_peer_that_leaves_is_told_as_such() {
     for server in Server::in_all_modes() {
-        let path = "/again/file/0/262144";
+        let path = "/again/file/0/4194304";
         let mut client = learnt(&server, path);
         client.send(request(path));
         client.head().unwrap();
@@ -180,7 +180,7 @@ fn a_peer_that_leaves_is_told_as_such() {
 fn a_peer_that_takes_nothing_is_cut_off_by_a_reset() {
     let options = ServerOptions { stall_timeout: Duration::from_millis(300), ..ServerOptions::default() };
     let server = Server::with(&options);
-    let path = "/again/file/0/262144";
+    let path = "/again/file/0/4194304";
     let mut client = learnt(&server, path);
     client.send(request(path));
     let outcome = server.seen.outcome(&format!("again {path}"));
@@ -200,7 +200,7 @@ fn a_peer_that_takes_nothing_is_cut_off_by_a_reset() {
 #[test]
 fn a_drain_waits_for_an_answer_that_is_being_given_again() {
     let server = Server::start();
-    let path = "/again/file/0/262144";
+    let path = "/again/file/0/4194304";
     let mut client = learnt(&server, path);
     client.send(request(path));
     client.head().unwrap();

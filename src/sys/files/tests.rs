@@ -167,6 +167,40 @@ fn reads_end_with_the_range_or_the_file() {
     });
 }
 
+/// Both sides of what is tried at once, in the page cache and not.
+#[test]
+fn a_small_read_gives_what_a_read_gives() {
+    both_ways(|files| async move {
+        let (_folder, path) = file_of(AT_ONCE_BYTES_MAX + 2);
+        let expected = content(AT_ONCE_BYTES_MAX + 2);
+        let file = opened(&files, &path).await;
+        for len in [0, 1, 4097, AT_ONCE_BYTES_MAX, AT_ONCE_BYTES_MAX + 1, AT_ONCE_BYTES_MAX + 3] {
+            for is_cold in [true, false] {
+                if is_cold {
+                    file.sync_all().unwrap();
+                    fadvise(&*file, 0, None, Advice::DontNeed).unwrap();
+                }
+                let read = files.read_small(&file, len).await.unwrap();
+                assert!(read == expected[..len.min(expected.len())], "{len}: {}", read.len());
+            }
+        }
+        let written = Arc::new(File::options().write(true).open(&path).unwrap());
+        assert_eq!(files.read_small(&written, 1).await.unwrap_err().raw_os_error(), Some(libc::EBADF));
+    });
+}
+
+/// The ring takes `O_NONBLOCK` to mean that reads must not wait.
+#[test]
+fn what_is_opened_at_once_reads_like_what_is_not() {
+    let (_folder, path) = file_of(1);
+    let file = open_at_once(&path, OFlags::NOATIME).expect("cached: it was just made").unwrap();
+    let flags = fcntl_getfl(&file).unwrap();
+    assert!(!flags.contains(OFlags::NONBLOCK) && flags.contains(OFlags::NOATIME), "{flags:?}");
+    let absent = path.with_file_name("absent");
+    assert!(!absent.exists());
+    assert_eq!(open_at_once(&absent, OFlags::PATH).unwrap().unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
 #[test]
 fn ranges_that_no_file_has_are_refused() {
     both_ways(|files| async move {
