@@ -3,11 +3,16 @@
 //! [`parse`] reads a Range field, [`select`] resolves it against a representation's length. Whether the field counts at
 //! all is decided before: only for GET, only if If-Range allows it, and only if there is exactly one such field.
 
+use std::fmt::Write;
+
 use thiserror::Error;
 
 /// The most ranges that one request may ask for. Clients ask for one, sometimes a few; more is an attack or a mistake
 /// (RFC 9110 §17.15), to be answered like no Range at all or with 416.
 pub const MAX_RANGES: usize = 64;
+
+/// The longest value of Content-Range: three numbers of 20 digits.
+const CONTENT_RANGE_LEN_MAX: usize = 68;
 
 /// How many bytes of a refused field an error message repeats.
 const QUOTED_BYTES_MAX: usize = 100;
@@ -29,7 +34,10 @@ impl ByteRange {
 
     /// The value of Content-Range for this part of a representation of `total` bytes: `bytes 0-99/1000` (§14.4).
     pub fn content_range(&self, total: u64) -> String {
-        format!("bytes {}-{}/{total}", self.start, self.end().saturating_sub(1))
+        let mut value = String::with_capacity(CONTENT_RANGE_LEN_MAX);
+        // Writing to a string does not fail.
+        let _ = write!(value, "bytes {}-{}/{total}", self.start, self.end().saturating_sub(1));
+        value
     }
 }
 

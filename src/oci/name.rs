@@ -31,6 +31,11 @@ impl RepositoryName {
         &self.0
     }
 
+    /// The name as text that shares its memory.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// The parts between the slashes; at least one.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('/')

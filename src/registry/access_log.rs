@@ -63,9 +63,15 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(method: &Method, target: &http::Uri, peer: SocketAddr, received_at: Instant) -> Self {
+        // Only the log says it.
+        let path = if tracing::enabled!(target: "access", tracing::Level::INFO) {
+            target.path_and_query().map_or_else(|| target.to_string(), ToString::to_string)
+        } else {
+            String::new()
+        };
         Self {
             method: method.clone(),
-            path: target.path_and_query().map_or_else(|| target.to_string(), ToString::to_string),
+            path,
             peer,
             received_at,
             route: "other",

@@ -23,7 +23,7 @@ use crate::fill::fetch::Download;
 use crate::fill::{FillError, Flight, Role, Spill};
 use crate::oci::{Digest, Reference, media_type};
 use crate::store::ingest::Origin;
-use crate::store::{Blob, LinkKind};
+use crate::store::{Blob, Held, Labels, LinkKind};
 use crate::upstream::BlobHead;
 use crate::watermark::{HELD_BACK, Progress};
 
@@ -144,7 +144,7 @@ impl Registry {
     }
 
     fn send_stored(&self, head: &request::Parts, blob: &Arc<Blob>) -> Result<Response<Body>, ApiError> {
-        let content = self.blob_content(&blob.digest, Some(blob.len));
+        let content = self.blob_content(&blob.labels, Some(blob.len));
         deliver(head, &content, |part| Ok(stored_body(blob, part)))
     }
 
@@ -155,7 +155,8 @@ impl Registry {
         length: Option<u64>,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        let content = self.blob_content(&flight.digest, length);
+        let labels = Labels::new(&flight.digest);
+        let content = self.blob_content(&labels, length);
         let own = Arc::new(AtomicU64::new(0));
         record.also_received = Some(Arc::clone(&own));
         // Of several ranges one may cost a request of its own; the others wait for the fill.
@@ -196,7 +197,8 @@ impl Registry {
         }
         let mut opened = Some(opened);
         // Each part costs a request upstream: more than one are answered by the whole.
-        let content = Content { ranges_max: 1, ..self.blob_content(digest, origin.length) };
+        let labels = Labels::new(digest);
+        let content = Content { ranges_max: 1, ..self.blob_content(&labels, origin.length) };
         deliver(head, &content, |part| {
             Ok(match (part, origin.length) {
                 (Part::Range(range), Some(length)) if range.end() <= length.saturating_sub(HELD_BACK) => {
@@ -227,7 +229,7 @@ impl Registry {
             record.cache = CacheState::Pass;
             self.ask_for_blob(remote, digest).await?.length
         };
-        deliver(head, &self.blob_content(digest, len), |_| Ok(Body::empty()))
+        deliver(head, &self.blob_content(&Labels::new(digest), len), |_| Ok(Body::empty()))
     }
 
     /// Makes sure that upstream lets the repository have the blob: asks, unless a link remembers the answer.
@@ -263,9 +265,9 @@ impl Registry {
         })
     }
 
-    fn blob_content<'a>(&self, digest: &'a Digest, len: Option<u64>) -> Content<'a> {
+    fn blob_content<'a>(&self, labels: &'a Labels, len: Option<u64>) -> Content<'a> {
         let media_type = HeaderValue::from_static(media_type::OCTET_STREAM);
-        Content { digest, media_type, len, ranges_max: self.options.ranges_max, immutable: true }
+        Content { labels, media_type, len, ranges_max: self.options.ranges_max, immutable: true }
     }
 }
 
@@ -282,9 +284,9 @@ pub(super) fn stored_body(blob: &Blob, part: Part) -> Body {
         Part::Whole => (0, blob.len),
         Part::Range(range) => (range.start, range.len),
     };
-    match &blob.small {
-        Some(small) => Body::bytes(small_part(small, start, len)),
-        None => Body::file(Arc::clone(&blob.file), start, len),
+    match &blob.held {
+        Held::Memory(content) => Body::bytes(small_part(content, start, len)),
+        Held::File(file) => Body::file(Arc::clone(file), start, len),
     }
 }
 

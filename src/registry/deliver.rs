@@ -4,6 +4,7 @@
 //! the body of the part that is to be sent. Content whose length is not known is sent whole, whatever range is asked
 //! for (RFC 9110 section 14.2 allows it), as no range of it could be described.
 
+use std::fmt::Write;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -17,16 +18,20 @@ use super::respond::{ApiError, CONTENT_DIGEST};
 use crate::body::Body;
 use crate::http::conditional::{self, Precondition, Validators};
 use crate::http::range::{self, ByteRange, InvalidRange, Selection};
-use crate::oci::Digest;
+use crate::store::Labels;
 
 /// Content that never changes under its name: a year, as distribution says.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+/// Header fields that an answer has at most, the library's date included: room for them is made once.
+const FIELDS: usize = 12;
+/// What a part's head and the trailer have beside the boundary and the media type, in bytes, at most.
+const PART_HEAD_BYTES: usize = 128;
 
 /// What is to be sent.
 pub(super) struct Content<'a> {
-    /// Names it; also its entity tag.
-    pub(super) digest: &'a Digest,
+    /// Its digest and its entity tag.
+    pub(super) labels: &'a Labels,
     /// Its media type.
     pub(super) media_type: HeaderValue,
     /// Its length in bytes, if known.
@@ -53,13 +58,12 @@ pub(super) fn deliver(
     content: &Content<'_>,
     mut body: impl FnMut(Part) -> Result<Body, ApiError>,
 ) -> Result<Response<Body>, ApiError> {
-    let digest = content.digest.to_string();
-    let etag = format!("\"{digest}\"");
+    let Labels { digest, etag } = content.labels;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    // A digest is hex and a colon: always a valid value.
-    insert(headers, CONTENT_DIGEST, &digest);
-    insert(headers, ETAG, &etag);
+    headers.reserve(FIELDS);
+    headers.insert(CONTENT_DIGEST, digest.clone());
+    headers.insert(ETAG, etag.clone());
     if content.immutable {
         headers.insert(CACHE_CONTROL, FOREVER);
     }
@@ -67,7 +71,7 @@ pub(super) fn deliver(
         headers.insert(ACCEPT_RANGES, BYTES);
     }
 
-    let validators = Validators { etag: Some(&etag), last_modified: None };
+    let validators = Validators { etag: etag.to_str().ok(), last_modified: None };
     match conditional::evaluate(true, &head.headers, &validators, SystemTime::now()) {
         Precondition::Proceed => {}
         Precondition::NotModified => {
@@ -88,14 +92,14 @@ pub(super) fn deliver(
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, media_type);
             headers.insert(CONTENT_LENGTH, HeaderValue::from(range.len));
-            insert(headers, CONTENT_RANGE, &range.content_range(len));
+            insert(headers, CONTENT_RANGE, range.content_range(len));
             *response.body_mut() = body(Part::Range(*range))?;
         }
         (Some(ranges), Some(len)) => {
             let (boundary, multipart) = multipart(ranges, len, &media_type, body)?;
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let headers = response.headers_mut();
-            insert(headers, CONTENT_TYPE, &format!("multipart/byteranges; boundary={boundary}"));
+            insert(headers, CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}"));
             if let Some(size) = multipart.size() {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
             }
@@ -152,20 +156,31 @@ fn multipart(
     // Unguessable, so that content cannot be made to contain it.
     let boundary = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
     let media_type = String::from_utf8_lossy(media_type.as_bytes());
-    let mut parts = Vec::with_capacity(ranges.len());
+    // One piece of memory for all heads and the trailer.
+    let head_len_max = boundary.len() + media_type.len() + PART_HEAD_BYTES;
+    let mut text = String::with_capacity((ranges.len() + 1) * head_len_max);
+    let mut ends = Vec::with_capacity(ranges.len());
     for range in ranges {
         let content_range = range.content_range(len);
-        let head = format!(
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
             "\r\n--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}\r\n\r\n"
         );
-        parts.push((Bytes::from(head), body(Part::Range(*range))?));
+        ends.push(text.len());
     }
-    let trailer = Bytes::from(format!("\r\n--{boundary}--\r\n"));
-    Ok((boundary, Body::multipart(parts, trailer)))
+    let _ = write!(text, "\r\n--{boundary}--\r\n");
+    let text = Bytes::from(text);
+    let (mut parts, mut start) = (Vec::with_capacity(ranges.len()), 0);
+    for (range, end) in ranges.iter().zip(ends) {
+        parts.push((text.slice(start..end), body(Part::Range(*range))?));
+        start = end;
+    }
+    Ok((boundary, Body::multipart(parts, text.slice(start..))))
 }
 
-fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
+fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
 }

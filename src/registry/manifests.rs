@@ -23,7 +23,7 @@ use super::namespace::{Registry, Remote, Target};
 use super::respond::ApiError;
 use crate::body::Body;
 use crate::oci::{Accept, Descriptor, Digest, Kind, Manifest, Reference, Tag, media_type};
-use crate::store::{Blob, LinkKind, Looked, Store, StoredRepository, TagLink};
+use crate::store::{Blob, Labels, LinkKind, Looked, Store, StoredRepository, TagLink};
 use crate::sys::files::Files;
 use crate::upstream::{Attempt, FetchedManifest, Operation, UpstreamError};
 
@@ -419,14 +419,14 @@ impl Registry {
         match found {
             Found::Stored(blob) => {
                 let media_type = self.media_type(worker, target, &blob).await;
-                let (digest, len) = (&blob.digest, Some(blob.len));
-                let content = Content { digest, media_type, len, ranges_max: 0, immutable };
+                let (labels, len) = (&blob.labels, Some(blob.len));
+                let content = Content { labels, media_type, len, ranges_max: 0, immutable };
                 deliver(head, &content, |_| Ok(stored_body(&blob, Part::Whole)))
             }
             Found::Fetched(fetched) => {
                 let media_type = header_of(parse(&fetched).as_ref());
-                let (digest, len) = (&fetched.digest, Some(fetched.bytes.len() as u64));
-                let content = Content { digest, media_type, len, ranges_max: 0, immutable };
+                let (labels, len) = (&Labels::new(&fetched.digest), Some(fetched.bytes.len() as u64));
+                let content = Content { labels, media_type, len, ranges_max: 0, immutable };
                 deliver(head, &content, |_| Ok(Body::bytes(fetched.bytes.clone())))
             }
         }

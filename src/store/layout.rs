@@ -33,13 +33,13 @@ pub struct StoredRepository(Arc<str>);
 impl StoredRepository {
     /// A repository of the `local` tree.
     pub fn local(name: &RepositoryName) -> Self {
-        Self(Arc::from(name.as_str()))
+        Self(name.shared())
     }
 
     /// A repository of the `cache` tree. `upstream` is one path component: the configuration checks that.
     pub fn cached(upstream: &str, canonical: &RepositoryName) -> Self {
         debug_assert!(!upstream.contains('/') && upstream != ".." && !upstream.is_empty());
-        Self(Arc::from(format!("{upstream}/{canonical}")))
+        Self(Arc::from([upstream, "/", canonical.as_str()].concat()))
     }
 
     /// The path below `repositories/`.

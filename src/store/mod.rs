@@ -2,7 +2,7 @@
 //!
 //! **Owns** the trees `local` (what clients pushed) and `cache` (what was fetched), in distribution's layout
 //! ([`layout`]). The filesystem is the database: everything can be derived by a scan, memory only accelerates
-//! ([`blob`]). Two processes may share a directory on a local filesystem.
+//! (`handles`). Two processes may share a directory on a local filesystem.
 //!
 //! **Runs at once**: lookups on every worker, through its ring; writes on store threads, which are each worker's
 //! blocking pool. Publishing, linking and sweeping a digest exclude each other by flock on one of 256 shard files;
@@ -13,8 +13,10 @@
 
 pub mod blob;
 mod durable;
+mod handles;
 pub mod ingest;
 pub mod layout;
+mod links;
 pub mod recover;
 mod refs;
 mod usage;
@@ -24,13 +26,20 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use blob::{Blob, Looked, REVALIDATE_AFTER, TagLink, generation, renew_generation};
+pub use blob::{Blob, Held, Labels, REVALIDATE_AFTER, generation, renew_generation};
 use bytes::Bytes;
 pub use layout::{Layout, LinkKind, StoredRepository};
+pub use links::{Looked, TagLink};
 pub use usage::{Reservation, Usage};
 
 use crate::oci::{Digest, Tag};
 use crate::sys::files::Files;
+
+/// Small contents kept in memory of a tree that is fetched into, in bytes: 9,000 blobs of 4 KiB. With what 5,000
+/// connections take, the process stays within 100 MiB.
+const CONTENT_BYTES_CACHE: u64 = 40 << 20;
+/// Small contents kept in memory of a tree that is pushed to, in bytes: above all manifests.
+const CONTENT_BYTES_LOCAL: u64 = 8 << 20;
 
 /// What a tree needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +54,7 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
-    handles: blob::Handles,
+    handles: handles::Handles,
     options: StoreOptions,
     usage: Usage,
 }
@@ -61,8 +70,9 @@ impl Store {
             durable::create_dir_all(&layout.fills())?;
             durable::create_dir_all(&layout.locks())?;
         }
+        let content_bytes = if options.evictable { CONTENT_BYTES_CACHE } else { CONTENT_BYTES_LOCAL };
         Ok(Self {
-            handles: blob::Handles::new(options.handles_max),
+            handles: handles::Handles::new(options.handles_max, content_bytes),
             layout,
             options,
             usage: Usage::default(),
@@ -90,25 +100,27 @@ impl Store {
         kind: LinkKind,
         digest: &Digest,
     ) -> io::Result<Looked<Option<Arc<Blob>>>> {
-        let link = self.handles.link(files, &self.layout, repository, kind, digest).await?;
-        let Some(target) = link.value else { return Ok(Looked { value: None, at: link.at }) };
-        let blob = self.look(files, &target).await?;
-        Ok(Looked { at: link.at.min(blob.at), ..blob })
+        let found = match self.handles.known(repository, kind, digest) {
+            Some(found) => found,
+            None => self.handles.linked(files, &self.layout, repository, kind, digest).await?,
+        };
+        self.used(found.value.as_ref());
+        Ok(found)
     }
 
     /// The blob, whichever repository it belongs to: for a caller that has established the right to it otherwise.
     pub async fn blob(&self, files: &Files, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
-        Ok(self.look(files, digest).await?.value)
+        let blob = self.handles.blob(files, &self.layout, digest).await?.value;
+        self.used(blob.as_ref());
+        Ok(blob)
     }
 
-    async fn look(&self, files: &Files, digest: &Digest) -> io::Result<Looked<Option<Arc<Blob>>>> {
-        let blob = self.handles.blob(files, &self.layout, digest).await?;
-        if let Some(blob) = &blob.value
+    fn used(&self, blob: Option<&Arc<Blob>>) {
+        if let Some(blob) = blob
             && self.options.evictable
         {
-            blob::touch(blob);
+            blob.touch(&self.layout);
         }
-        Ok(blob)
     }
 
     /// Whether `repository` links `digest`.
