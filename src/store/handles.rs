@@ -129,8 +129,12 @@ impl Handles {
         {
             return Ok(Looked { value: held, at });
         }
+        // A question for what was never there must not end what was concluded about other things.
+        let was_held = held.is_some();
         let absent = || {
-            self.forget(digest);
+            if was_held {
+                self.forget(digest);
+            }
             Ok(Looked { value: None, at: now })
         };
         let path = layout.blob(digest);

@@ -21,6 +21,39 @@ fn a_silent_connection_is_closed() {
     eventually(|| (server.doors.open_connections() == 0).then_some(()));
 }
 
+/// Longer than a connection goes on with the library when there is nothing to do.
+const REST: Duration = Duration::from_millis(400);
+
+#[test]
+fn a_connection_that_rested_goes_on_as_before() {
+    for server in Server::in_all_modes() {
+        let mut client = Client::connect(server.address);
+        assert_eq!(client.get("/bytes/100").body.len(), 100);
+        std::thread::sleep(REST);
+        client.send("GET /describe HTTP/1.1\r\nHo");
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(client.send("st: a\r\n\r\n").response().text(), "GET /describe a");
+        std::thread::sleep(REST);
+        client
+            .send("GET /file/0/3000000 HTTP/1.1\r\nHost: a\r\n\r\nGET /describe HTTP/1.1\r\nHost: b\r\n\r\n");
+        assert_eq!(client.response().body.len(), 3_000_000);
+        assert_eq!(client.response().text(), "GET /describe b");
+        std::thread::sleep(REST);
+        assert_eq!(client.send("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n").response().status, 400);
+        client.expect_end();
+
+        let mut idle = Client::connect(server.address);
+        assert_eq!(idle.get("/bytes/1").status, 200);
+        let mut leaving = Client::connect(server.address);
+        assert_eq!(leaving.get("/bytes/1").status, 200);
+        std::thread::sleep(REST);
+        leaving.half_close().expect_end();
+        server.enter(Phase::Drain);
+        idle.expect_end();
+        server.join();
+    }
+}
+
 #[test]
 fn a_waiting_request_is_not_silence() {
     let options = ServerOptions { idle_timeout: Duration::from_millis(300), ..ServerOptions::default() };
