@@ -34,6 +34,7 @@ use crate::registry::{Handler, Site};
 use crate::server::{self, Counters, Doors, Phase, Seat, ServerOptions, Worker};
 use crate::store::renew_generation;
 use crate::sys::files::Files;
+use crate::sys::keep_freed_memory;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
 use crate::upstream::UpstreamConfigError;
@@ -100,6 +101,7 @@ impl Error {
 /// # Errors
 /// It could not start, or a worker died. A drain that ran out of time is no error.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> Result<(), Error> {
+    keep_freed_memory();
     let files_max = server::raise_open_files_limit().unwrap_or(1024);
     let use_ring = decide_on_ring(config.server.io_uring)?;
     let metrics = Metrics::new();

@@ -2,11 +2,13 @@
 //!
 //! `unsafe` is denied in the rest of the crate and allowed in this module alone, for four things: entries of the ring
 //! point at memory by raw pointers ([`ring`]); the kernel returns descriptors and lengths that only it vouches for;
-//! `cachestat` and `sync_file_range` have no wrapper ([`residency`], [`start_writeback`]); sockets are inherited by number ([`listen_fds`]). Each block names the
+//! `cachestat` and `sync_file_range` have no wrapper ([`residency`], [`start_writeback`]), nor have the
+//! allocator's settings ([`keep_freed_memory`]); sockets are inherited by number ([`listen_fds`]). Each block names the
 //! fact that it relies on; no unsafe function leaves the module.
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod allocator;
 pub mod files;
 pub mod listen_fds;
 mod pool;
@@ -18,6 +20,7 @@ pub mod ring;
 pub mod send;
 mod writeback;
 
+pub use allocator::keep_freed_memory;
 pub use files::{Files, Stat};
 pub use residency::{is_resident, is_window_resident};
 pub use ring::{Mode, probe};
