@@ -3,7 +3,7 @@
 //!
 //! The times are those of a round trip: the client's system calls and the kernel's wake-ups are in them, for small blobs
 //! more of those than of ours. `repeated` is the same request in the same words, which is answered without the HTTP
-//! library from the third time on (but for once in 500 ms); bodies above 256 KiB are not. In `ordinary` a header differs
+//! library from the third time on (but for once in 500 ms); bodies above 4 MiB are not. In `ordinary` a header differs
 //! every time.
 
 use std::fs;

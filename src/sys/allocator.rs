@@ -12,7 +12,7 @@ const KEPT_MAX: libc::c_int = 16 << 20;
 /// What upstream sends comes in buffers of some hundred kilobytes, which one thread allocates and another one frees.
 /// glibc gives blocks of that size back to the kernel at once, and every page of the next one is faulted in and zeroed
 /// again: 16 readers of a fill of 512 MiB, 2.55 s until the last had it and 2.2 s of CPU; with this 1.77 and 1.66 s (varnish
-/// in the same run 1.75 and 1.58). Bounded by what is in buffers at once, 32 MiB over all fills. Other allocators are left
+/// in the same run 1.75 and 1.58; the origin was an nginx with `tcp_nopush on`). Bounded by what is in buffers at once, 32 MiB over all fills. Other allocators are left
 /// as they are.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
