@@ -39,7 +39,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 const IDLE_PER_ORIGIN_MAX: usize = 16;
 /// hyper's read buffer per connection, in bytes: bounds a response's head, the largest piece of a body, and with them
 /// the memory of a fill.
-const READ_BUFFER_MAX: usize = 256 << 10;
+///
+/// Exactly that much: the library would otherwise shrink it with every short read, and a fast upstream would be read in
+/// many small pieces (512 MiB for 16 clients, from an nginx with `tcp_nopush off`: 2.4 s instead of 1.8).
+const READ_BUFFER: usize = 256 << 10;
 /// How many reused connections in a row may turn out closed before the request fails. After a restart of the upstream all
 /// pooled connections are stale at once, and hyper may not have noticed yet.
 const STALE_RETRIES_MAX: u32 = 3;
@@ -254,7 +257,7 @@ impl Connector {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_ORIGIN_MAX)
             .retry_canceled_requests(true)
-            .http1_max_buf_size(READ_BUFFER_MAX)
+            .http1_read_buf_exact_size(READ_BUFFER)
             .build(self.clone())
     }
 }
