@@ -1,10 +1,10 @@
 //! A server that has run out of file descriptors. Alone in its process, because the limit is the process's.
 
 #[path = "server/client.rs"]
-#[allow(dead_code)] // shared with the tests in `server/`, which use all of it
+#[expect(dead_code, reason = "shared with the tests in `server/`, which use all of it")]
 mod client;
 #[path = "server/harness.rs"]
-#[allow(dead_code)] // shared with the tests in `server/`, which use all of it
+#[expect(dead_code, reason = "shared with the tests in `server/`, which use all of it")]
 mod harness;
 
 use std::fs::File;

@@ -133,7 +133,7 @@ impl Transport {
         }
     }
 
-    /// Gives on with the answer that is being given again, if there is one.
+    /// Goes on with the answer that is being given again, if there is one.
     fn poll_encore(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(encore) = &mut self.encore else { return Poll::Ready(Ok(())) };
         let result = if self.shared.deadlines.take_expired(|expired| expired == Expired::Write).is_some() {
