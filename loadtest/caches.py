@@ -9,7 +9,7 @@ from pathlib import Path
 
 from content import Blob, write_distribution_layout
 from peer import Peer, Role, Site
-from processes import ProcessError, first_line, free_port
+from processes import ProcessError, free_port
 
 
 class Varnish(Peer):
@@ -17,10 +17,8 @@ class Varnish(Peer):
     # varnishd compiles its configuration.
     programs = {"varnishd": "varnish", "cc": "gcc"}
     setups = {Role.HIT: "malloc", Role.COLD: "malloc, streaming"}
+    version_command = ("varnishd", "-V")
     configuration_file = "default.vcl"
-
-    def version(self) -> str:
-        return first_line("varnishd", "-V")
 
     def prepare(self, site: Site) -> list[str]:
         path = site.directory / self.configuration_file
@@ -40,10 +38,8 @@ class DockerRegistry(Peer):
     name = "docker-registry"
     programs = {"docker-registry": "docker-registry"}
     setups = {Role.HIT: "filesystem", Role.COLD: "proxy"}
+    version_command = ("docker-registry", "--version")
     configuration_file = "registry.yml"
-
-    def version(self) -> str:
-        return first_line("docker-registry", "--version")
 
     def prepare(self, site: Site) -> list[str]:
         root = site.directory / "registry"
@@ -84,9 +80,7 @@ class Spliceway(Peer):
 
     def __init__(self, binary: Path) -> None:
         self.binary = binary
-
-    def version(self) -> str:
-        return first_line(str(self.binary), "--version")
+        self.version_command = (str(binary), "--version")
 
     def prepare(self, site: Site) -> list[str]:
         admin_port = free_port()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from bench import Bench
 from clients import FanOutResult, companion, run_fan_out
 from figures import COLD, IDLE, WARM, Figure
-from measure import Meter, resident_memory, wait_until_idle
+from measure import Meter, resident_memory, touch_free_memory, wait_until_idle
 from origin import Origin
 from peer import Role, Server
 from processes import Process
@@ -36,6 +36,7 @@ class ColdFanOut(FreshTurns):
     def reference(self, bench: Bench, origin: Origin, number: int) -> Iterator[Record]:
         """The origin without a cache in front, for one client a blob: what no cache can be faster than."""
         targets = [blob.target for blob in self.blobs(bench)]
+        touch_free_memory()
         fan_out = FanOut.begin(origin.process, origin)
         found = run_fan_out(origin.port, targets, bench.cores.client)
         yield fan_out.end(self.name, DIRECT, number, found)
@@ -43,6 +44,7 @@ class ColdFanOut(FreshTurns):
     def round(self, bench: Bench, server: Server, number: int) -> FanOutRound:
         site, core = server.site, bench.cores.client
         targets = [blob.target for blob in site.blobs for _ in range(self.clients)]
+        touch_free_memory()
         fan_out = FanOut.begin(server.process, site.origin)
         with ExitStack() as stack:
             slow = None

@@ -7,21 +7,18 @@ from typing import ClassVar
 
 from nginx import main_configuration, static_locations
 from peer import Peer, Role, Site
-from processes import first_line
 
 
 class Nginx(Peer):
     name = "nginx"
     programs = {"nginx": "nginx"}
     setups = {Role.HIT: "static", Role.COLD: "proxy_cache"}
+    version_command = ("nginx", "-v")
     configuration_file = "nginx.conf"
 
     _nopush: ClassVar[bool] = True
     # Inside the static server's block.
     _static_options: ClassVar[str] = ""
-
-    def version(self) -> str:
-        return first_line("nginx", "-v")
 
     def prepare(self, site: Site) -> list[str]:
         serve = self._static(site) if site.role is Role.HIT else _proxy_cache(site)
@@ -86,10 +83,8 @@ class Lighttpd(Peer):
     name = "lighttpd"
     programs = {"lighttpd": "lighttpd"}
     setups = {Role.HIT: "static"}
+    version_command = ("lighttpd", "-v")
     configuration_file = "lighttpd.conf"
-
-    def version(self) -> str:
-        return first_line("lighttpd", "-v")
 
     def prepare(self, site: Site) -> list[str]:
         path = site.directory / self.configuration_file
@@ -114,10 +109,8 @@ class H2o(Peer):
     name = "h2o"
     programs = {"h2o": "h2o"}
     setups = {Role.HIT: "static"}
+    version_command = ("h2o", "--version")
     configuration_file = "h2o.yml"
-
-    def version(self) -> str:
-        return first_line("h2o", "--version")
 
     def prepare(self, site: Site) -> list[str]:
         # Started by root, it would look for a user `nobody` that could not enter the directory.
@@ -143,10 +136,8 @@ class Caddy(Peer):
     name = "caddy"
     programs = {"caddy": "caddy"}
     setups = {Role.HIT: "file_server"}
+    version_command = ("caddy", "version")
     configuration_file = "Caddyfile"
-
-    def version(self) -> str:
-        return first_line("caddy", "version")
 
     def prepare(self, site: Site) -> list[str]:
         path = site.directory / self.configuration_file

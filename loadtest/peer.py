@@ -13,7 +13,7 @@ from typing import ClassVar
 from content import Blob, check_all
 from measure import wait_until_idle
 from origin import Origin
-from processes import Process, free_port, running
+from processes import Process, first_line, free_port, running
 
 
 class Role(Enum):
@@ -45,6 +45,8 @@ class Peer(ABC):
     programs: ClassVar[Mapping[str, str]]
     # How the server is set up for what it can do, in the words of the report.
     setups: ClassVar[Mapping[Role, str]]
+    # What has the program say which version it is.
+    version_command: Sequence[str]
     # In the site's directory.
     configuration_file: ClassVar[str]
 
@@ -52,9 +54,9 @@ class Peer(ABC):
         """The name in the report."""
         return f"{self.name} ({self.setups[role]})" if self.setups[role] else self.name
 
-    @abstractmethod
     def version(self) -> str:
         """What the program says of itself."""
+        return first_line(*self.version_command)
 
     @abstractmethod
     def prepare(self, site: Site) -> list[str]:
