@@ -29,7 +29,7 @@ const SIZES_MAX: usize = 65_536;
 /// Endpoints that sent wrong bytes, remembered at most.
 const SUSPECTS_MAX: usize = 1024;
 /// What all fills together may have received and not yet written, in KiB.
-const BUFFERS_KIB: usize = 32 * 1024;
+const BUFFERS_KIB: usize = 24 * 1024;
 
 /// The fills of one cache.
 pub struct Fills {

@@ -18,6 +18,7 @@ use super::error::FillError;
 use super::fetch::Download;
 use crate::store::ingest::Ingest;
 use crate::store::on_store_thread;
+use crate::upstream;
 
 /// What one fill may have received and not yet written, in KiB.
 const FILL_BUFFER_KIB: usize = 4 * 1024;
@@ -25,6 +26,10 @@ const FILL_BUFFER_KIB: usize = 4 * 1024;
 const BATCH: usize = 2 << 20;
 /// For how long what has come waits for more, so that it can be written together.
 const GATHER_TIME: Duration = Duration::from_millis(5);
+
+/// A piece that is shorter than this, in bytes, is copied: it would keep the whole buffer that it was read into
+/// ([`upstream::READ_BUFFER`]), and the bounds above would hold a small part of what they let be taken.
+const COPIED_BELOW: usize = upstream::READ_BUFFER / 2;
 
 /// Moves a blob's bytes from upstream to its file.
 pub(super) struct Pump<'a, A> {
@@ -66,6 +71,7 @@ impl<A: Fn(u64)> Pump<'_, A> {
         let own = Arc::new(Semaphore::new(FILL_BUFFER_KIB));
         let receiving = async {
             while let Some(bytes) = download.next().await? {
+                let bytes = if bytes.len() < COPIED_BELOW { Bytes::copy_from_slice(&bytes) } else { bytes };
                 let kib = bytes.len().div_ceil(1024).clamp(1, FILL_BUFFER_KIB);
                 let kib = u32::try_from(kib).unwrap_or(u32::MAX);
                 let mine =

@@ -19,7 +19,7 @@
 //! Everything here blocks and belongs on a store thread. Dropping an [`Ingest`] keeps its files for whoever resumes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -38,6 +38,13 @@ const STATE_EVERY: u64 = 32 << 20;
 /// the fdatasync at the end takes 210–240 ms without that, 17–24 ms with 64 MiB, 4–7 ms with 16, 1–2 ms with 4, for the
 /// same CPU time.
 const WRITEBACK_EVERY: u64 = 8 << 20;
+/// What one call writes, up to a multiple of as many in the file, in bytes. The page cache takes it in as one folio where
+/// the filesystem has large ones; with a call for each of upstream's pieces they had 33 KiB on average, and a hit of 256
+/// MiB cost 0.063 s/GB instead of 0.054. Larger ones (2 MiB: 0.055) gain nothing more, and where a hypervisor takes
+/// free memory back, the large blocks go first: a fill of 512 MiB then took 2.0 s instead of 0.8.
+const CALL_BYTES: usize = 64 << 10;
+/// How many pieces one call writes: Linux's `IOV_MAX`.
+const PIECES_MAX: usize = 1024;
 /// Read size when data is hashed again, in bytes.
 const REHASH_BUFFER: usize = 1 << 20;
 /// A state file larger than this is not one of ours, in bytes.
@@ -123,6 +130,49 @@ pub struct Ingest {
     origin: Origin,
     /// Bytes hashed when the state was last put on disk; `state_at <= hasher.len()`.
     state_at: u64,
+}
+
+/// Writes `pieces` one behind the other.
+fn write_all_at(file: &File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    for pieces in pieces.chunks(PIECES_MAX) {
+        let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            match rustix::io::pwritev(file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first `most` bytes of `chunks`, or all of them, without what is empty. Takes them off.
+fn take_front<'a>(
+    chunks: &mut impl Iterator<Item = &'a [u8]>,
+    left: &mut &'a [u8],
+    mut most: usize,
+) -> Vec<&'a [u8]> {
+    let mut pieces = Vec::new();
+    while most > 0 {
+        if left.is_empty() {
+            match chunks.next() {
+                Some(chunk) => *left = chunk,
+                None => break,
+            }
+            continue;
+        }
+        let (piece, behind) = left.split_at(most.min(left.len()));
+        most -= piece.len();
+        *left = behind;
+        pieces.push(piece);
+    }
+    pieces
 }
 
 /// A hash state as it stands in `state.json`.
@@ -242,11 +292,22 @@ impl Ingest {
 
     /// Appends and hashes. After an error the fill keeps what it had: the file may hold a part of `chunks` behind
     /// [`Ingest::written`], which is overwritten or hashed by whoever goes on.
+    ///
+    /// One call writes [`CALL_BYTES`], whatever pieces it comes in, and the hash follows while they are in the CPU's cache.
     pub fn append(&mut self, chunks: &[bytes::Bytes]) -> io::Result<()> {
         let begun = self.written() / WRITEBACK_EVERY;
-        for chunk in chunks {
-            self.file.write_all_at(chunk, self.written())?;
-            self.hasher.update(chunk);
+        let (mut chunks, mut left) = (chunks.iter().map(|chunk| &chunk[..]), &[][..]);
+        loop {
+            // Less than CALL_BYTES, so it is a usize.
+            let into = usize::try_from(self.written() % CALL_BYTES as u64).unwrap_or_default();
+            let pieces = take_front(&mut chunks, &mut left, CALL_BYTES - into);
+            if pieces.is_empty() {
+                break;
+            }
+            write_all_at(&self.file, &pieces, self.written())?;
+            for piece in pieces {
+                self.hasher.update(piece);
+            }
         }
         let whole = self.written() / WRITEBACK_EVERY - begun;
         if whole > 0 {

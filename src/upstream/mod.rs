@@ -31,6 +31,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use blobs::{BlobBody, BlobHead, BlobRequest, BlobResponse, ContentRange};
+pub use client::READ_BUFFER;
 pub use endpoint::EndpointChoice;
 pub use error::{Attempt, UpstreamConfigError, UpstreamError};
 pub use manifests::{FetchedManifest, ManifestHead};
