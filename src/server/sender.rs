@@ -23,8 +23,9 @@ const TURN_BYTES_MAX: usize = 4 << 20;
 /// How much of a region is read at a time where it must be copied, in bytes.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// The shortest region that goes through a pipe, in bytes.
-const SPLICE_BYTES_MIN: usize = 256 * 1024;
+/// The shortest region that goes through a pipe, in bytes: from here on it is less work than `sendfile` (64 KiB: 14.9
+/// instead of 16.0 µs, the smallest of six interleaved rounds).
+const SPLICE_BYTES_MIN: usize = 64 * 1024;
 
 thread_local! {
     /// What regions are read into where they must be copied. Borrowed only between a read and a send.
