@@ -37,7 +37,7 @@ sub vcl_backend_response {{ set beresp.ttl = 1d; }}
 class DockerRegistry(Peer):
     name = "docker-registry"
     programs = {"docker-registry": "docker-registry"}
-    setups = {Role.HIT: "filesystem", Role.COLD: "proxy"}
+    setups = {Role.HIT: "filesystem", Role.COLD: "proxy", Role.PUSH: "filesystem"}
     version_command = ("docker-registry", "--version")
     configuration_file = "registry.yml"
 
@@ -48,7 +48,7 @@ class DockerRegistry(Peer):
         if site.role is Role.HIT:
             for blob in site.blobs:
                 write_distribution_layout(root, blob)
-        else:
+        elif site.role is Role.COLD:
             proxy = f"proxy:\n  remoteurl: {site.origin.url}\n"
         path = site.directory / self.configuration_file
         path.write_text(f"""version: 0.1
@@ -70,7 +70,7 @@ http:
 class Spliceway(Peer):
     name = "spliceway"
     programs = {}
-    setups = {Role.HIT: "", Role.COLD: ""}
+    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: ""}
     configuration_file = "spliceway.toml"
 
     # Samples of /metrics that count what must not happen, and those that are kept beside them.

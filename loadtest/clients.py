@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from content import Blob
 from processes import ProcessError, bare_environment, pinned
 
 HERE = Path(__file__).resolve().parent
@@ -97,6 +98,21 @@ def run_fan_out(port: int, targets: Sequence[str], core: int) -> FanOutResult:
         last_first_byte_s=max(client["first_byte_s"] or result["wall_s"] for client in seen),
         errors=[client["error"] for client in seen if client["error"]],
     )
+
+
+def run_push(port: int, blob: Blob, core: int) -> FanOutResult:
+    """Pushes one blob."""
+    repository = blob.target.removeprefix("/v2/").partition("/blobs/")[0]
+    command = [sys.executable, "-B", str(HERE / "push.py"), str(port), repository, f"sha256:{blob.hex}", str(blob.path)]
+    result = json.loads(_run_client(command, core, FAN_OUT_SECONDS_MAX))
+    return FanOutResult(wall_s=result["wall_s"], last_first_byte_s=0.0, errors=result["errors"])
+
+
+def run_hash_and_write(path: Path, core: int) -> dict[str, Any]:
+    """Hashes and writes a file's content, on the server's core."""
+    command = [sys.executable, "-B", str(HERE / "hashwrite.py"), str(path)]
+    result: dict[str, Any] = json.loads(_run_client(command, core, FAN_OUT_SECONDS_MAX))
+    return result
 
 
 @dataclass

@@ -23,6 +23,8 @@ class Role(Enum):
     HIT = "hit"
     # Fetch from the origin what it does not hold.
     COLD = "cold"
+    # Take what clients push.
+    PUSH = "push"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from fanouts import DIRECT
 from figures import COLD_RATE, CPU, CPU_PER_GIGABYTE, CPU_PER_REQUEST, P99, PEAK_MEMORY, PER_CONNECTION, WALL, Figure
 from peer import kind_of
+from pushes import REFERENCE
 from records import Record, Round
 
 # What the targets are for.
@@ -87,6 +88,7 @@ TARGETS = (
     below("cold_512mib_c16", WALL, 1.00, "varnish"),
     below("cold_512mib_c16", CPU, 1.00, *NGINX, plus=HASHING_S),
     below("cold_512mib_c16_200mbs", WALL, 1.05, kind_of(DIRECT)),
+    below("push_512mib", CPU, 1.30, kind_of(REFERENCE)),
     below("warm_512mib_c16", CPU, 1.00, *NGINX),
     Target("idle_5000", PER_CONNECTION, Bound(0.0, plus=12.0)),
     Target(None, PEAK_MEMORY, Bound(0.0, plus=100.0)),

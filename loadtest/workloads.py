@@ -9,7 +9,8 @@ from checks import SendfileCheck
 from content import GIB, KIB, MIB
 from fanouts import ColdFanOut, IdleConnections, WarmFanOut
 from hits import ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
-from peers import EVERY_FRONT_CACHE, FAST, FAST_AND_THREADS, FILE_SERVERS, FRONT_CACHES, SENDFILE, SLOW
+from peers import EVERY_FRONT_CACHE, FAST, FAST_AND_THREADS, FILE_SERVERS, FRONT_CACHES, REGISTRIES, SENDFILE, SLOW
+from pushes import Push
 from workload import Workload
 
 THROTTLED = 200_000_000
@@ -131,6 +132,12 @@ def _fills() -> Iterator[Workload]:
         peers=FRONT_CACHES,
         clients=16,
         slow_bytes_per_second=8_000_000,
+    )
+    yield Push(
+        name="push_512mib",
+        title="512 MiB pushed in one chunk",
+        size=512 * MIB,
+        peers=REGISTRIES,
     )
 
 
