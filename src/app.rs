@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::admin::{self, Readiness};
-use crate::config::{Config, ConfigError, ServerConfig};
+use crate::config::{Config, ConfigError, RegistryConfig, ServerConfig};
 use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
 use crate::registry::{Handler, Site};
@@ -106,8 +106,9 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
     let use_ring = decide_on_ring(config.server.io_uring)?;
     let metrics = Metrics::new();
     let mut trees = Trees::default();
-    let site = trees.site(&config, files_max, &metrics)?;
-    let listeners = listeners(&config.server)?;
+    let numbers: Vec<_> = own_listeners(&config).map(|registry| registry.name.clone()).collect();
+    let site = trees.site(&config, &numbers, files_max, &metrics)?;
+    let listeners = listeners(&config)?;
     let admin = config.server.admin.map(bind).transpose()?;
 
     let (phase, phases) = watch::channel(Phase::default());
@@ -127,6 +128,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
 
     let application = Application {
         config,
+        numbers,
         files_max,
         metrics,
         trees,
@@ -173,15 +175,28 @@ fn server_options(config: &ServerConfig, files_max: u64) -> ServerOptions {
 }
 
 /// The sockets to accept on: those that a supervisor passed on (systemd's `LISTEN_FDS`), else the configured addresses.
-fn listeners(config: &ServerConfig) -> Result<Vec<TcpListener>, Error> {
-    let passed = listen_fds::listen_fds().map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
-    if passed.is_empty() {
-        return config.listen.iter().copied().map(bind).collect();
-    }
-    for listener in &passed {
+/// Behind them come those of single registries, with the registry's number.
+fn listeners(config: &Config) -> Result<Vec<(usize, TcpListener)>, Error> {
+    let mut common =
+        listen_fds::listen_fds().map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
+    for listener in &common {
         server::adopt(listener).map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
     }
-    Ok(passed)
+    if common.is_empty() {
+        common = config.server.listen.iter().copied().map(bind).collect::<Result<_, _>>()?;
+    }
+    let mut listeners: Vec<_> = common.into_iter().map(|listener| (0, listener)).collect();
+    for (index, registry) in own_listeners(config).enumerate() {
+        for address in &registry.listen {
+            listeners.push((index + 1, bind(*address)?));
+        }
+    }
+    Ok(listeners)
+}
+
+/// The registries that have listeners of their own.
+fn own_listeners(config: &Config) -> impl Iterator<Item = &RegistryConfig> {
+    config.registries.iter().filter(|registry| !registry.listen.is_empty())
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -259,6 +274,8 @@ impl Drop for Last {
 /// What the main thread runs.
 struct Application {
     config: Config,
+    /// The names of the registries that have listeners of their own.
+    numbers: Vec<String>,
     files_max: u64,
     metrics: Metrics,
     trees: Trees,
@@ -272,7 +289,7 @@ struct Application {
 impl Application {
     async fn run(
         mut self,
-        listeners: Vec<TcpListener>,
+        listeners: Vec<(usize, TcpListener)>,
         admin: Option<TcpListener>,
         mut workers: mpsc::UnboundedReceiver<()>,
         reload: impl Fn() -> Result<Config, ConfigError>,
@@ -280,14 +297,14 @@ impl Application {
         let mut hangup = signal(SignalKind::hangup()).map_err(Error::system("handle signals"))?;
         let mut ending = Ending::new().map_err(Error::system("handle signals"))?;
         let slots = Arc::new(Semaphore::new(self.config.server.connections_max(self.files_max)));
-        for listener in listeners {
+        for (number, listener) in listeners {
             let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
             // A line for scripts, which wait for it and read the port from it.
             eprintln!("listening on http://{address}");
             let (doors, slots, phases) =
                 (Arc::clone(&self.doors), Arc::clone(&slots), self.phase.subscribe());
             tokio::task::spawn_local(async move {
-                if let Err(error) = server::listen(listener, doors, slots, phases).await {
+                if let Err(error) = server::listen(listener, number, doors, slots, phases).await {
                     tracing::error!(%address, %error, "cannot accept connections");
                 }
             });
@@ -350,7 +367,7 @@ impl Application {
                 return;
             }
         };
-        let site = match self.trees.site(&config, self.files_max, &self.metrics) {
+        let site = match self.trees.site(&config, &self.numbers, self.files_max, &self.metrics) {
             Ok(site) => site,
             Err(error) => {
                 tracing::error!(%error, "the new configuration cannot be used: the old one stays");
@@ -362,6 +379,13 @@ impl Application {
         }
         if restart_needed(&self.config.server, &config.server) {
             tracing::warn!("changes in [server] take effect after a restart");
+        }
+        let addresses = |config: &Config| {
+            let own = own_listeners(config).map(|registry| (registry.name.clone(), registry.listen.clone()));
+            own.collect::<Vec<_>>()
+        };
+        if addresses(&self.config) != addresses(&config) {
+            tracing::warn!("changes of a registry's `listen` take effect after a restart");
         }
         *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
         renew_generation();

@@ -8,6 +8,7 @@ use divan::counter::BytesCount;
 use spliceway::oci::{Algorithm, Digest, Hasher};
 use spliceway::store::Layout;
 use spliceway::store::ingest::{self, Claim, Ingest};
+use spliceway::store::pump::Sink as _;
 use tempfile::TempDir;
 
 use crate::{KIB, MIB, Size, noise};

@@ -13,6 +13,7 @@ use spliceway::fill::fetch::{Source, TURNS};
 use spliceway::metrics::Metrics;
 use spliceway::oci::{Algorithm, Digest, RepositoryName};
 use spliceway::registry::{Arrived, Handler, Registry, RegistryOptions, RegistryUpstream, RequestBody, Site};
+use spliceway::store::upload::UploadLimits;
 use spliceway::store::{Layout, LinkKind, Store, StoreOptions, StoredRepository};
 use spliceway::sys::{self, Files};
 use spliceway::upstream::{Upstream, UpstreamOptions};
@@ -80,10 +81,15 @@ impl Worker {
             turns,
             failed: Mutex::new(None),
         };
-        let options = RegistryOptions { far_range: 32 << 20, ranges_max: 64, manifest_bytes_max: 4 << 20 };
+        let options = RegistryOptions {
+            far_range: 32 << 20,
+            ranges_max: 64,
+            manifest_bytes_max: 4 << 20,
+            uploads: UploadLimits { sessions_max: 1, expiry: Duration::from_hours(1), bytes_max: u64::MAX },
+        };
         let (site_local, site_fills) = (Arc::clone(&local), Arc::clone(&fills));
-        let registry = Registry::new(options, site_local, site_fills, vec![upstream], metrics.clone());
-        let site = Site { hosts: Vec::new(), default: Arc::new(registry) };
+        let registry = Registry::new(options, site_local, site_fills, vec![upstream], None, metrics.clone());
+        let site = Site { hosts: Vec::new(), listeners: Vec::new(), default: Arc::new(registry) };
         let files = tasks
             .block_on(&runtime, async { Files::new(sys::probe().is_ok()) })
             .expect("a ring, if the probe says so");
@@ -110,7 +116,8 @@ impl Worker {
     /// Answers a request, as far as the transport sees it.
     pub(crate) async fn respond(&self, head: request::Parts) -> Response<Body> {
         let peer = SocketAddr::from(([127, 0, 0, 1], 50_000));
-        let arrived = Arrived { head, peer, received_at: Instant::now(), body: RequestBody::None };
+        let arrived =
+            Arrived { head, peer, listener: 0, received_at: Instant::now(), body: RequestBody::None };
         let (response, ending) = self.handler.respond(arrived).await;
         ending.finish(0, None);
         response

@@ -1,19 +1,26 @@
 //! The seam between the server and the registry: neither knows the other.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use bytes::Bytes;
+use futures_util::Stream;
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Response};
+use hyper::body::{Body as _, Incoming};
 
-use crate::body::Body;
-use crate::registry::{Again, Arrived, Handler, RequestBody};
+use crate::body::{Body, BodyError};
+use crate::registry::{Again, Arrived, Handler, Payload, RequestBody};
 use crate::server::{Outcome, Repeat, Repeatable, Request, ResponseEnd, Service, discard};
 
-/// How much of a body that nobody wants is read before the answer, in bytes: a client that is still sending would not see
-/// an early one.
+/// How much of a body that was not wanted, or not to its end, is read before the answer, in bytes: a client that is still
+/// sending would not see an early one.
 const DISCARD_MAX: u64 = 1 << 20;
 /// How long that may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
@@ -28,19 +35,31 @@ impl Service for RegistryService {
 }
 
 async fn respond(handler: Handler, request: Request) -> Response<Body> {
-    let Request { head, body, peer, received, rejected, repeats } = request;
+    let Request { head, body, peer, listener, received, rejected, repeats } = request;
+    let mut unread = None;
     let body = match rejected {
         Some(error) => RequestBody::HeadRefused {
             status: error.status,
             label: error.refusal.as_str(),
             reason: error.reason,
         },
-        None if has_body(&head.headers) => RequestBody::Unwanted {
-            drained: discard(&head.headers, body, DISCARD_MAX, DISCARD_TIME_MAX).await,
-        },
+        None if has_body(&head.headers) => {
+            let length = body.size_hint().exact();
+            let shared = Rc::new(RefCell::new(body));
+            unread = Some((Rc::clone(&shared), head.headers.clone()));
+            RequestBody::Some(Payload { pieces: Box::pin(Pieces(shared)), length })
+        }
         None => RequestBody::None,
     };
-    let (mut response, ending) = handler.respond(Arrived { head, peer, received_at: received, body }).await;
+    let (mut response, ending) =
+        handler.respond(Arrived { head, peer, listener, received_at: received, body }).await;
+    if let Some((body, headers)) = unread
+        // Nobody else has it: what was to read it went with the call.
+        && let Ok(body) = Rc::try_unwrap(body)
+        && !discard(&headers, body.into_inner(), DISCARD_MAX, DISCARD_TIME_MAX).await
+    {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if repeats && let Some(again) = ending.again() {
         response.extensions_mut().insert(Repeatable(Arc::new(Encore(again))));
     }
@@ -48,6 +67,28 @@ async fn respond(handler: Handler, request: Request) -> Response<Body> {
         .extensions_mut()
         .insert(ResponseEnd::new(move |outcome| ending.finish(outcome.bytes, outcome.error.as_deref())));
     response
+}
+
+/// A request's body as the registry reads it. What it leaves is discarded when it has answered.
+struct Pieces(Rc<RefCell<Incoming>>);
+
+impl Stream for Pieces {
+    type Item = Result<Bytes, BodyError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut body = self.0.borrow_mut();
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => Some(Ok(data)),
+                    // Trailers say nothing here.
+                    Err(_) => continue,
+                },
+                Some(Err(error)) => Some(Err(BodyError::new(error))),
+                None => None,
+            });
+        }
+    }
 }
 
 /// The registry's leave to repeat an answer, as the server asks for it.

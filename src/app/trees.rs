@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 
 use super::Error;
-use crate::config::{self, Config, RegistryConfig, UpstreamConfig};
+use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
+use crate::store::upload::UploadLimits;
 use crate::store::{Store, StoreOptions};
 use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamOptions};
 
@@ -29,19 +30,30 @@ impl Trees {
         self.cache.get(cache).cloned()
     }
 
-    /// The registries of a configuration, over trees that are open already where it names the same directories.
-    pub(super) fn site(&mut self, config: &Config, files_max: u64, metrics: &Metrics) -> Result<Site, Error> {
+    /// The registries of a configuration; `numbers` are the names of those that have listeners of their own, which bear the
+    /// numbers from 1 on. Over trees that are open already where it names the same directories.
+    pub(super) fn site(
+        &mut self,
+        config: &Config,
+        numbers: &[String],
+        files_max: u64,
+        metrics: &Metrics,
+    ) -> Result<Site, Error> {
         let mut hosts = Vec::new();
+        let mut listeners = Vec::new();
         let mut default = None;
         for registry in &config.registries {
             let handles = registry.handles(files_max, config.registries.len());
             let built = Arc::new(self.registry(registry, handles, config.server.workers.get(), metrics)?);
             hosts.extend(registry.hosts.iter().map(|host| (host.clone(), Arc::clone(&built))));
+            if let Some(index) = numbers.iter().position(|name| *name == registry.name) {
+                listeners.push((index + 1, Arc::clone(&built)));
+            }
             default.get_or_insert(built);
         }
         // The configuration has at least one registry; without one there is nothing to serve.
         let default = default.ok_or(Error::WorkerDied)?;
-        Ok(Site { hosts, default })
+        Ok(Site { hosts, listeners, default })
     }
 
     fn registry(
@@ -73,10 +85,16 @@ impl Trees {
             far_range: config.far_range,
             ranges_max: config.ranges_max,
             manifest_bytes_max: config.manifest_bytes_max,
+            uploads: UploadLimits {
+                sessions_max: config.uploads_max,
+                expiry: config.upload_expiry,
+                bytes_max: config.blob_bytes_max,
+            },
         };
         self.local.insert(config.local.clone(), Arc::clone(&local));
         self.cache.insert(config.cache.clone(), Arc::clone(&fills));
-        Ok(Registry::new(options, local, fills, upstreams, metrics.clone()))
+        let secret = config.http_secret.as_ref().map(Secret::expose);
+        Ok(Registry::new(options, local, fills, upstreams, secret, metrics.clone()))
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn load(flags: &Flags, variables: Variables<'_>) -> Result<Config, Co
     let mut warnings = Vec::new();
     let server = check_server(&source, &given, file.server)?;
     let upstream = given.text(flags.upstream.as_ref(), "--upstream", "SPLICEWAY_UPSTREAM");
-    let registries = registry::check(&source, server.data.clone(), file.registry, upstream, &mut warnings)?;
+    let registries = registry::check(&source, &server, file.registry, upstream, &mut warnings)?;
     Ok(Config { server, registries, warnings })
 }
 

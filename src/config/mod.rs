@@ -103,6 +103,8 @@ pub struct RegistryConfig {
     /// Values of `Host`, in lower case, with a port perhaps, that select it. A value without a port stands for every
     /// port. Empty for the first registry is usual: it is the default.
     pub hosts: Vec<String>,
+    /// Addresses of its own: what comes in there is for it, whatever the host. Default none.
+    pub listen: Vec<SocketAddr>,
     /// What clients pushed; never evicted. Default `DATA/local`, of further registries `DATA/NAME/local`.
     pub local: PathBuf,
     /// What was fetched; evicted when space is short. Default `DATA/cache`, of further registries `DATA/NAME/cache`.
@@ -117,6 +119,15 @@ pub struct RegistryConfig {
     pub ranges_max: usize,
     /// Largest manifest that is accepted, from clients and from upstream, in bytes. Default 4 MiB, at most 16 MiB.
     pub manifest_bytes_max: usize,
+    /// Largest blob that clients may push, in bytes. Default 64 GiB.
+    pub blob_bytes_max: u64,
+    /// Uploads that a repository may have under way. Default 1000.
+    pub uploads_max: usize,
+    /// How long after its last chunk an upload can be gone on with. Default 24 h.
+    pub upload_expiry: Duration,
+    /// What a distribution that shares `local` signs the state of uploads with (its `http.secret`), so that it can go on
+    /// with ours. `None`: it cannot.
+    pub http_secret: Option<Secret>,
     /// Open blobs kept for the next request. `None`: see [`RegistryConfig::handles`].
     pub handles_max: Option<NonZeroUsize>,
     /// Where content comes from that is not held; names and aliases are unique, at most one is the default.

@@ -45,6 +45,7 @@ pub(super) struct Server {
 pub(super) struct Registry {
     pub(super) name: Setting<Scalar>,
     pub(super) hosts: Setting<Texts>,
+    pub(super) listen: Setting<Texts>,
     pub(super) local: Setting<PathBuf>,
     pub(super) cache: Setting<PathBuf>,
     pub(super) max_size: Setting<Scalar>,
@@ -53,6 +54,10 @@ pub(super) struct Registry {
     pub(super) ranges_max: Setting<Scalar>,
     pub(super) manifest_bytes_max: Setting<Scalar>,
     pub(super) handles_max: Setting<Scalar>,
+    pub(super) blob_bytes_max: Setting<Scalar>,
+    pub(super) uploads_max: Setting<Scalar>,
+    pub(super) upload_expiry: Setting<Scalar>,
+    pub(super) http_secret: Setting<Secret>,
     #[serde(default)]
     pub(super) upstream: Vec<Spanned<Upstream>>,
 }

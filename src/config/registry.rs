@@ -1,19 +1,21 @@
 //! `[[registry]]` from what was typed to what can be used.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Spanned;
 
 use super::error::{ConfigError, Origin};
 use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
 use super::raw::{self, Scalar, Setting, Texts};
-use super::{RegistryConfig, name, upstream};
+use super::{RegistryConfig, ServerConfig, name, upstream};
 
 /// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`.
 pub(super) fn check(
     source: &Source<'_>,
-    data: PathBuf,
+    server: &ServerConfig,
     raw: Vec<Spanned<raw::Registry>>,
     mut shorthand: Option<(Origin, String)>,
     warnings: &mut Vec<String>,
@@ -23,7 +25,8 @@ pub(super) fn check(
     if tables.is_empty() {
         tables.push((Origin::Default, raw::Registry::default()));
     }
-    let mut seen = Seen { data, ..Seen::default() };
+    let addresses = server.listen.iter().copied().chain(server.admin).collect();
+    let mut seen = Seen { data: server.data.clone(), addresses, ..Seen::default() };
     let mut registries = Vec::with_capacity(tables.len());
     for (at, table) in tables {
         let registry = Registry { source, at, first: registries.is_empty() };
@@ -39,6 +42,7 @@ struct Seen {
     data: PathBuf,
     names: HashSet<String>,
     hosts: HashSet<String>,
+    addresses: Vec<SocketAddr>,
     trees: Vec<PathBuf>,
 }
 
@@ -62,7 +66,14 @@ impl Registry<'_> {
         let table = format!("registry {name:?}");
         let field = |key, setting: Setting<Scalar>| source.field(&table, at, key, setting);
 
-        let hosts = self.hosts(&source.field(&table, at, "hosts", raw.hosts), seen)?;
+        let hosts_field = source.field(&table, at, "hosts", raw.hosts);
+        let hosts = hosts(&hosts_field, seen)?;
+        let listen = listen(&source.field(&table, at, "listen", raw.listen), seen)?;
+        if hosts.is_empty() && listen.is_empty() && !self.first {
+            let problem = "is missing: nothing would select this registry";
+            let remedy = "list the host names that clients use for it, or give it an address to `listen` on";
+            return Err(hosts_field.bad_unshown(problem, remedy));
+        }
         let base = if self.first { seen.data.clone() } else { seen.data.join(&name) };
         let local = source.field(&table, at, "local", raw.local);
         let local = tree(&local, base.join("local"), &mut seen.trees)?;
@@ -75,6 +86,7 @@ impl Registry<'_> {
         Ok(RegistryConfig {
             name,
             hosts,
+            listen,
             local,
             cache,
             max_size: field("max_size", raw.max_size).size_if_given(MIB..=SIZE_MAX)?,
@@ -83,6 +95,13 @@ impl Registry<'_> {
             ranges_max: field("ranges_max", raw.ranges_max).count(64, 1..=1024)? as usize,
             manifest_bytes_max: field("manifest_bytes_max", raw.manifest_bytes_max)
                 .small_size(4 * MIB, 4 * MIB..=16 * MIB)?,
+            blob_bytes_max: field("blob_bytes_max", raw.blob_bytes_max).size(64 * GIB, MIB..=SIZE_MAX)?,
+            uploads_max: field("uploads_max", raw.uploads_max).count(1000, 1..=100_000)? as usize,
+            upload_expiry: field("upload_expiry", raw.upload_expiry).duration(
+                Duration::from_hours(24),
+                Duration::from_secs(1)..=Duration::from_hours(24 * 365),
+            )?,
+            http_secret: raw.http_secret.map(Spanned::into_inner),
             handles_max: nonzero(field("handles_max", raw.handles_max).count(0, 0..=1_000_000)?),
             upstreams,
         })
@@ -103,18 +122,28 @@ impl Registry<'_> {
         }
         Ok(name)
     }
+}
 
-    fn hosts(&self, field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<String>, ConfigError> {
-        let hosts = field.hosts()?;
-        if let Some(host) = hosts.iter().find(|host| !seen.hosts.insert((*host).clone())) {
-            return Err(field.bad(host, "already selects a registry", "list each host once"));
-        }
-        if hosts.is_empty() && !self.first {
-            let problem = "is missing: nothing would select this registry";
-            return Err(field.bad_unshown(problem, "list the host names that clients use for it"));
-        }
-        Ok(hosts)
+fn hosts(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<String>, ConfigError> {
+    let hosts = field.hosts()?;
+    if let Some(host) = hosts.iter().find(|host| !seen.hosts.insert((*host).clone())) {
+        return Err(field.bad(host, "already selects a registry", "list each host once"));
     }
+    Ok(hosts)
+}
+
+/// Addresses of its own.
+fn listen(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<SocketAddr>, ConfigError> {
+    let mut addresses = Vec::new();
+    for text in field.given.iter().flat_map(|Texts(texts)| texts) {
+        let address = name::parse_listen(text).map_err(|refusal| field.refused(text, refusal))?;
+        if address.port() != 0 && seen.addresses.contains(&address) {
+            return Err(field.bad(text, "is already listened on", "name each address once"));
+        }
+        seen.addresses.push(address);
+        addresses.push(address);
+    }
+    Ok(addresses)
 }
 
 /// The directory of a tree, which no other tree may contain or be contained in: what is swept in one is not the other's.

@@ -46,6 +46,7 @@ fn registry(table: &mut Table, registry: &RegistryConfig) {
     table.start("\n[[registry]]");
     table.text("name", &registry.name);
     table.list("hosts", &registry.hosts);
+    table.list("listen", &registry.listen);
     table.path("local", &registry.local);
     table.path("cache", &registry.cache);
     if let Some(bytes) = registry.max_size {
@@ -55,6 +56,12 @@ fn registry(table: &mut Table, registry: &RegistryConfig) {
     table.size("far_range", registry.far_range);
     table.plain("ranges_max", registry.ranges_max);
     table.size("manifest_bytes_max", registry.manifest_bytes_max as u64);
+    table.size("blob_bytes_max", registry.blob_bytes_max);
+    table.plain("uploads_max", registry.uploads_max);
+    table.duration("upload_expiry", registry.upload_expiry);
+    if registry.http_secret.is_some() {
+        table.text("http_secret", "(set)");
+    }
     table.plain("handles_max", registry.handles_max.map_or(0, Into::into));
 }
 

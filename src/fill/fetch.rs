@@ -9,6 +9,7 @@
 //! Bounds: [`Source::retries`] failures in a row without `PROGRESS` bytes between them, `STUMBLES_MAX` in all. Dropping
 //! a download closes or returns its connection. No future here is cancel safe: drop the download with it.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use super::error::FillError;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepositoryName};
 use crate::store::ingest::Origin;
+use crate::store::pump::Pieces;
 use crate::upstream::{BlobBody, BlobRequest, BlobResponse, EndpointChoice, Upstream, UpstreamError};
 
 /// Fetches from one upstream at once; further ones wait for their turn.
@@ -350,5 +352,13 @@ impl Download {
         );
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+}
+
+impl Pieces for Download {
+    type Error = FillError;
+
+    fn next(&mut self) -> impl Future<Output = Result<Option<Bytes>, FillError>> {
+        Self::next(self)
     }
 }

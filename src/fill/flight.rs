@@ -28,15 +28,12 @@ const CLAIMS_AT_ONCE: usize = 4;
 const SIZES_MAX: usize = 65_536;
 /// Endpoints that sent wrong bytes, remembered at most.
 const SUSPECTS_MAX: usize = 1024;
-/// What all fills together may have received and not yet written, in KiB.
-const BUFFERS_KIB: usize = 24 * 1024;
 
 /// The fills of one cache.
 pub struct Fills {
     pub(super) store: Arc<Store>,
     pub(super) metrics: Metrics,
     pub(super) claims: Semaphore,
-    pub(super) buffers: Arc<Semaphore>,
     /// What manifests of a repository say about the sizes of its blobs: upstream may not announce them.
     sizes: Mutex<LruCache<(StoredRepository, Digest), u64>>,
     /// Which endpoint sent something else under a digest: another one is asked first the next time.
@@ -76,7 +73,6 @@ impl Fills {
             store,
             metrics,
             claims: Semaphore::new(CLAIMS_AT_ONCE),
-            buffers: Arc::new(Semaphore::new(BUFFERS_KIB)),
             sizes: Mutex::new(LruCache::new(nonzero(SIZES_MAX))),
             suspects: Mutex::new(LruCache::new(nonzero(SUSPECTS_MAX))),
             flights: Mutex::new(HashMap::new()),

@@ -1,6 +1,6 @@
 //! The leader of a fill: claim, fetch, write and hash, verify, publish.
 //!
-//! Receiving and writing go on at once, as two halves of one task joined by a channel ([`super::pump`]). The verdict (the
+//! Receiving and writing go on at once, as two halves of one task joined by a channel ([`crate::store::pump`]). The verdict (the
 //! digest) comes before publication, and readers get the blob's tail with the verdict: publication is durable because
 //! nobody waits for it.
 //!
@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use super::error::{FillError, Spill, SpillCause, is_no_space};
 use super::fetch::Download;
 use super::flight::{Fills, Flight};
-use super::pump::{Pump, WriteFailure};
 use crate::oci::Hasher;
 use crate::store::ingest::{self, Claim, Followed, Follower, Ingest, Origin};
+use crate::store::pump::{Pump, WriteFailure};
 use crate::store::{LinkKind, Reservation, on_store_thread};
-use crate::upstream::UpstreamError;
+use crate::upstream::{READ_BUFFER, UpstreamError};
 use crate::watermark::Writer;
 
 /// How often a fill is begun anew before it counts as failed.
@@ -34,6 +34,8 @@ const FOLLOW_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration:
 const FOLLOW_STALL_MAX: Duration = Duration::from_mins(2);
 /// What is asked of the evictor when the disk is full and the blob's length is not known, in bytes.
 const NEED_UNKNOWN: u64 = 256 << 20;
+/// See [`Pump::copied_below`].
+const COPIED_BELOW: usize = READ_BUFFER / 2;
 
 /// Leads `flight` to its end. Cancelled, it leaves a fill that can be resumed, and readers that fail.
 pub(super) async fn lead(fills: Arc<Fills>, flight: Arc<Flight>, writer: Writer<FillError>) {
@@ -217,17 +219,17 @@ impl Leader<'_> {
     async fn pump(&self, mut download: Download, ingest: Box<Ingest>) -> Result<u64, FillError> {
         let length = download.origin().length;
         let advance = |written| self.writer.advance(written, length, self.flight.expected);
-        let pump = Pump { buffers: &self.fills.buffers, advance };
+        let pump = Pump { copied_below: COPIED_BELOW, advance };
         let (received, written) = pump.run(&mut download, ingest).await;
         let ingest = match written {
             Ok(ingest) => ingest,
-            Err(WriteFailure { error, ingest: Some(ingest) }) if is_no_space(&error) => {
+            Err(WriteFailure { error, sink: Some(ingest) }) if is_no_space(&error) => {
                 let (file, written, hasher) = (Some(ingest.file()), ingest.written(), ingest.hasher());
                 discard(ingest).await;
                 let origin = download.origin().clone();
                 return Err(self.not_kept(SpillCause::DiskFull, file, written, hasher, origin));
             }
-            Err(WriteFailure { error, ingest }) => {
+            Err(WriteFailure { error, sink: ingest }) => {
                 // After a failed write nothing that the file holds is to be believed.
                 if let Some(ingest) = ingest {
                     discard(ingest).await;

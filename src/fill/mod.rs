@@ -6,7 +6,7 @@
 //! memory does not grow with the blob or with the readers.
 //!
 //! **Runs at once**: up to [`fetch::TURNS`] fetches from each upstream; any number of readers. What was received and not
-//! yet written is bounded per fill and in all (`pump`).
+//! yet written is bounded per fill and in all ([`crate::store::pump`]).
 //!
 //! **Survives a crash**: what was written, and where it was in the hash; see [`crate::store::ingest`].
 
@@ -16,7 +16,7 @@ mod error;
 pub mod fetch;
 pub mod flight;
 mod lead;
-mod pump;
 
+pub(crate) use error::is_no_space;
 pub use error::{FillError, Spill, SpillCause};
 pub use flight::{Fills, Flight, Role};

@@ -42,6 +42,7 @@ struct Families {
     requests: Resolved<RequestLabels>,
     served: Resolved<CacheLabels>,
     fetched: Family<UpstreamLabels, Counter>,
+    pushed: Counter,
     fills_in_flight: Gauge,
     fills: Family<OutcomeLabels, Counter>,
     fill_failures: Family<ReasonLabels, Counter>,
@@ -125,6 +126,11 @@ impl Metrics {
     pub fn fetched(&self, upstream: &str, bytes: u64) {
         let labels = UpstreamLabels { upstream: upstream.to_owned() };
         self.0.fetched.get_or_create(&labels).inc_by(bytes);
+    }
+
+    /// `bytes` of a body came from a client that pushes.
+    pub fn pushed(&self, bytes: u64) {
+        self.0.pushed.inc_by(bytes);
     }
 
     /// A fill began; [`Metrics::fill_ended`] must follow.
@@ -221,6 +227,7 @@ impl Families {
             requests: Resolved::new(requests.clone()),
             served: Resolved::new(served.clone()),
             fetched: Family::default(),
+            pushed: Counter::default(),
             fills_in_flight: Gauge::default(),
             fills: Family::default(),
             fill_failures: Family::default(),
@@ -269,6 +276,12 @@ impl Families {
     }
 
     fn register_upstreams(&self, own: &mut Registry) {
+        own.register_with_unit(
+            "pushed",
+            "Bytes of bodies that came from clients that push",
+            Unit::Bytes,
+            self.pushed.clone(),
+        );
         own.register_with_unit(
             "fetched",
             "Bytes of bodies that came from upstreams",

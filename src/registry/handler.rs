@@ -8,7 +8,8 @@ use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, request};
 
 use super::access_log::Record;
-use super::namespace::Registry;
+use super::namespace::{Registry, Target};
+use super::receive::Payload;
 use super::respond::{API_VERSION, API_VERSION_VALUE, ApiError, OCI_NAMESPACE};
 use super::route::{Query, Route};
 use crate::body::Body;
@@ -20,12 +21,17 @@ use crate::sys::files::Files;
 pub struct Site {
     /// Hosts that select a registry, in lower case, with or without a port; without one, any port is meant.
     pub hosts: Vec<(String, Arc<Registry>)>,
+    /// Listeners that select a registry, by their numbers, whatever the host.
+    pub listeners: Vec<(usize, Arc<Registry>)>,
     /// The registry of all other hosts.
     pub default: Arc<Registry>,
 }
 
 impl Site {
-    fn registry(&self, headers: &HeaderMap) -> &Arc<Registry> {
+    fn registry(&self, headers: &HeaderMap, listener: usize) -> &Arc<Registry> {
+        if let Some((_, registry)) = self.listeners.iter().find(|(number, _)| *number == listener) {
+            return registry;
+        }
         if self.hosts.is_empty() {
             return &self.default;
         }
@@ -44,28 +50,25 @@ pub(super) struct Worker {
 }
 
 /// A request as it arrived.
-#[derive(Debug)]
 pub struct Arrived {
     /// Its head.
     pub head: request::Parts,
     /// The client.
     pub peer: SocketAddr,
+    /// The number of the listener that it came through.
+    pub listener: usize,
     /// When its first byte was there.
     pub received_at: Instant,
     /// What is known of its body.
     pub body: RequestBody,
 }
 
-/// What is known of a request's body: no endpoint of this API takes one.
-#[derive(Debug)]
+/// What is known of a request's body.
 pub enum RequestBody {
     /// There is none.
     None,
-    /// There is one. `drained`: it was read to its end, so that the connection can go on.
-    Unwanted {
-        /// Whether it was read to its end.
-        drained: bool,
-    },
+    /// There is one.
+    Some(Payload),
     /// Not even the head could be read, and the head given is a stand-in.
     HeadRefused {
         /// The status to answer with.
@@ -147,7 +150,7 @@ impl Handler {
 
     /// Answers a request. The log and the metrics hear of it when the [`Ending`] is told how the answer went.
     pub async fn respond(&self, arrived: Arrived) -> (Response<Body>, Ending) {
-        let Arrived { head, peer, received_at, body } = arrived;
+        let Arrived { head, peer, listener, received_at, body } = arrived;
         let generation = generation();
         let mut record = Record::new(&head.method, &head.uri, peer, received_at);
         let mut result = match body {
@@ -156,16 +159,11 @@ impl Handler {
                 self.metrics.head_refused(label);
                 Err(ApiError::refused_head(status, &reason))
             }
-            // Another method is answered as such, body or not.
-            RequestBody::Unwanted { drained } if matches!(head.method, Method::GET | Method::HEAD) => {
-                let error = ApiError::unexpected_body();
-                Err(if drained { error } else { error.closing() })
+            RequestBody::Some(_) if matches!(head.method, Method::GET | Method::HEAD) => {
+                Err(ApiError::unexpected_body())
             }
-            RequestBody::Unwanted { drained } => {
-                let result = self.route(&head, &mut record).await;
-                if drained { result } else { result.map_err(ApiError::closing) }
-            }
-            RequestBody::None => self.route(&head, &mut record).await,
+            RequestBody::Some(payload) => self.route(&head, listener, Some(payload), &mut record).await,
+            RequestBody::None => self.route(&head, listener, None, &mut record).await,
         };
         if let Ok(response) = &mut result
             && let Some(namespace) = namespace_given(&head)
@@ -183,23 +181,45 @@ impl Handler {
         (response, ending)
     }
 
-    async fn route(&self, head: &request::Parts, record: &mut Record) -> Result<Response<Body>, ApiError> {
+    async fn route(
+        &self,
+        head: &request::Parts,
+        listener: usize,
+        payload: Option<Payload>,
+        record: &mut Record,
+    ) -> Result<Response<Body>, ApiError> {
         if head.method == Method::OPTIONS && head.uri.path() == "*" {
             return Ok(empty(StatusCode::NO_CONTENT));
         }
         if matches!(head.method, Method::CONNECT | Method::TRACE) {
-            return Err(ApiError::method_not_allowed(&head.method));
+            return Err(ApiError::method_not_allowed(&head.method, "GET, HEAD"));
         }
         let route = Route::parse(head.uri.path())?;
         record.route = route.as_str();
-        let query = Query::parse(head.uri.query())?;
-        if !matches!(head.method, Method::GET | Method::HEAD) {
-            return Err(ApiError::method_not_allowed(&head.method));
+        if !route.allows(&head.method) {
+            return Err(ApiError::method_not_allowed(&head.method, route.allowed()));
         }
+        let query = Query::parse(head.uri.query())?;
         let site = Arc::clone(&self.site.read().unwrap_or_else(PoisonError::into_inner));
-        let registry = site.registry(&head.headers);
+        let registry = site.registry(&head.headers, listener);
         let target = |name| registry.target(name, query.namespace.as_deref());
-        match &route {
+        if matches!(head.method, Method::GET | Method::HEAD) {
+            self.read(head, registry, &route, &query, record).await
+        } else {
+            self.write(head, registry, target(route.repository()?)?, &route, &query, payload).await
+        }
+    }
+
+    async fn read(
+        &self,
+        head: &request::Parts,
+        registry: &Arc<Registry>,
+        route: &Route,
+        query: &Query,
+        record: &mut Record,
+    ) -> Result<Response<Body>, ApiError> {
+        let target = |name| registry.target(name, query.namespace.as_deref());
+        match route {
             Route::Base => Ok(base(head)),
             Route::Blob(name, digest) => {
                 registry.blob(&self.worker, head, &target(name)?, digest, record).await
@@ -207,7 +227,46 @@ impl Handler {
             Route::Manifest(name, reference) => {
                 registry.manifest(&self.worker, head, &target(name)?, reference, record).await
             }
-            Route::Tags(name) => registry.tags(head, &target(name)?, &query, record).await,
+            Route::Tags(name) => registry.tags(head, &target(name)?, query, record).await,
+            Route::Referrers(name, subject) => {
+                registry.referrers(&self.worker, head, &target(name)?, subject, query, record).await
+            }
+            Route::Upload(name, Some(id)) => registry.upload_status(&target(name)?, id).await,
+            Route::Uploads(_) | Route::Upload(..) => Err(ApiError::upload_unknown(&head.uri.path())),
+        }
+    }
+
+    /// Pushes and removals. Boxed, so that what they hold does not make the future of a hit larger.
+    async fn write(
+        &self,
+        head: &request::Parts,
+        registry: &Arc<Registry>,
+        target: Target,
+        route: &Route,
+        query: &Query,
+        payload: Option<Payload>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (worker, target) = (&self.worker, &target);
+        match (route, &head.method) {
+            (Route::Blob(_, digest), _) => registry.delete_blob(target, digest).await,
+            (Route::Manifest(_, reference), &Method::DELETE) => {
+                registry.delete_manifest(worker, target, reference).await
+            }
+            (Route::Manifest(_, reference), _) => {
+                let putting = registry.put_manifest(worker, head, target, reference, query, payload);
+                Box::pin(putting).await
+            }
+            (Route::Uploads(_), _) => {
+                Box::pin(registry.begin_upload(worker, target, query, true, payload)).await
+            }
+            (Route::Upload(_, Some(id)), &Method::PATCH) => {
+                Box::pin(registry.patch_upload(head, target, id, payload)).await
+            }
+            (Route::Upload(_, Some(id)), &Method::PUT) => {
+                Box::pin(registry.finish_upload(head, target, id, query, payload)).await
+            }
+            (Route::Upload(_, Some(id)), _) => registry.cancel_upload(target, id).await,
+            _ => Err(ApiError::upload_unknown(&head.uri.path())),
         }
     }
 }

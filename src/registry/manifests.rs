@@ -43,15 +43,15 @@ pub(super) struct Resolved {
     fetched: Option<Arc<FetchedManifest>>,
 }
 
-/// A manifest that is to be sent.
-enum Found {
+/// A manifest that was found.
+pub(super) enum Found {
     Stored(Arc<Blob>),
     Fetched(Arc<FetchedManifest>),
 }
 
 /// What a tag led to.
-struct Tagged {
-    found: Found,
+pub(super) struct Tagged {
+    pub(super) found: Found,
     /// How long ago that was confirmed upstream; `None`: it is ours, or was fetched just now.
     age: Option<Duration>,
     stale: bool,
@@ -119,7 +119,7 @@ impl Registry {
         Ok(Found::Fetched(fetched))
     }
 
-    async fn manifest_by_tag(
+    pub(super) async fn manifest_by_tag(
         self: &Arc<Self>,
         worker: &Worker,
         target: &Target,
@@ -390,7 +390,7 @@ impl Registry {
     }
 
     /// The blob as a manifest; `None` if it is none. Reads and parses it each time: only its media type is kept.
-    async fn parsed(&self, worker: &Worker, blob: &Blob) -> Option<Manifest> {
+    pub(super) async fn parsed(&self, worker: &Worker, blob: &Blob) -> Option<Manifest> {
         let limit = self.options.manifest_bytes_max as u64;
         let content = blob.content(&worker.files, limit).await.ok()?;
         Manifest::parse(&content, None).ok()

@@ -20,12 +20,17 @@ mod deliver;
 mod handler;
 mod manifests;
 mod namespace;
+mod push;
+mod receive;
+mod referrers;
 mod respond;
 mod route;
 mod tags;
+mod uploads;
 
 pub use access_log::CacheState;
 pub use handler::{Again, Arrived, Ending, Handler, RequestBody, Site};
 pub use namespace::{Registry, RegistryOptions, RegistryUpstream};
+pub use receive::Payload;
 pub use respond::ApiError;
 pub use route::{Route, fuzz_entry as fuzz_route};

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use ring::hmac;
 use tokio::sync::Semaphore;
 
 use super::manifests::TagAnswer;
@@ -19,6 +20,7 @@ use crate::fill::coalesce::Coalesce;
 use crate::fill::fetch::Source;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
+use crate::store::upload::UploadLimits;
 use crate::store::{LinkKind, Store, StoredRepository};
 use crate::upstream::{BlobHead, FetchedManifest, Upstream, UpstreamError};
 
@@ -38,6 +40,8 @@ pub struct RegistryOptions {
     pub ranges_max: usize,
     /// The largest manifest, in bytes.
     pub manifest_bytes_max: usize,
+    /// The bounds of uploads.
+    pub uploads: UploadLimits,
 }
 
 /// An upstream as a registry uses it.
@@ -74,6 +78,8 @@ pub struct Registry {
     pub fills: Arc<Fills>,
     pub(super) options: RegistryOptions,
     pub(super) metrics: Metrics,
+    /// What distribution signs the state of an upload with, if it is to be able to go on with ours.
+    pub(super) http_secret: Option<hmac::Key>,
     upstreams: Vec<Arc<RegistryUpstream>>,
     pub(super) manifests_asked:
         Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
@@ -93,6 +99,21 @@ pub(super) struct Target {
     pub(super) local: Option<StoredRepository>,
     /// Where it comes from.
     pub(super) remote: Option<Remote>,
+    /// Why nothing can be pushed to it, if so.
+    closed: Option<&'static str>,
+}
+
+impl Target {
+    /// The place in `local` that a push goes to, and a removal.
+    ///
+    /// # Errors
+    /// It is another registry's repository (403).
+    pub(super) fn pushed_to(&self) -> Result<&StoredRepository, ApiError> {
+        match (&self.local, self.closed) {
+            (Some(local), None) => Ok(local),
+            (_, why) => Err(ApiError::push_denied(why.unwrap_or("this repository takes no pushes"))),
+        }
+    }
 }
 
 /// A repository of an upstream.
@@ -112,6 +133,7 @@ impl Registry {
         local: Arc<Store>,
         fills: Arc<Fills>,
         upstreams: Vec<RegistryUpstream>,
+        http_secret: Option<&str>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -120,6 +142,7 @@ impl Registry {
             fills,
             options,
             metrics,
+            http_secret: http_secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes())),
             upstreams: upstreams.into_iter().map(Arc::new).collect(),
             manifests_asked: Coalesce::default(),
             tags_asked: Coalesce::default(),
@@ -135,17 +158,24 @@ impl Registry {
         if let Some(namespace) = namespace {
             let via = self.upstreams.iter().find(|via| via.is_called(namespace));
             let via = via.ok_or_else(|| ApiError::namespace_unknown(namespace))?;
-            return Ok(Target { name: name.clone(), local: None, remote: Some(Remote::new(via, name)) });
+            let closed = Some("what `ns=` names is another registry's: push without it");
+            return Ok(Target {
+                name: name.clone(),
+                local: None,
+                remote: Some(Remote::new(via, name)),
+                closed,
+            });
         }
         let local = Some(StoredRepository::local(name));
         if let Some((first, rest)) = name.as_str().split_once('/')
             && let Some(via) = self.upstreams.iter().find(|via| via.name == first || via.directory == first)
             && let Ok(rest) = rest.parse()
         {
-            return Ok(Target { name: name.clone(), local, remote: Some(Remote::new(via, &rest)) });
+            let closed = Some("names that begin with an upstream's name are the upstream's");
+            return Ok(Target { name: name.clone(), local, remote: Some(Remote::new(via, &rest)), closed });
         }
         let via = self.upstreams.iter().find(|via| via.default);
-        Ok(Target { name: name.clone(), local, remote: via.map(|via| Remote::new(via, name)) })
+        Ok(Target { name: name.clone(), local, remote: via.map(|via| Remote::new(via, name)), closed: None })
     }
 
     /// Whether upstream said lately that it does not have this.

@@ -7,14 +7,15 @@ use std::fmt;
 use std::time::Duration;
 
 use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::body::Body;
 use crate::fill::FillError;
 use crate::http::range;
 use crate::oci::{
-    Digest, ErrorCode, InvalidDigest, InvalidName, InvalidReference, Reference, RepositoryName, error_body,
+    Digest, ErrorCode, InvalidDigest, InvalidManifest, InvalidName, InvalidReference, InvalidTag, Reference,
+    RepositoryName, error_body,
 };
 use crate::upstream::UpstreamError;
 
@@ -26,8 +27,6 @@ pub(super) const API_VERSION_VALUE: HeaderValue = HeaderValue::from_static("regi
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The namespace that `ns=` named.
 pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-/// What a pull-through repository answers to.
-const PULL_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
 /// An answer that is not what was asked for.
 #[derive(Debug)]
@@ -158,17 +157,89 @@ impl ApiError {
             .status_is(StatusCode::NOT_FOUND)
     }
 
-    pub(super) fn uploads_unsupported() -> Self {
-        Self::new(ErrorCode::Unsupported, "this registry is a pull-through cache and takes no pushes")
-            .header(ALLOW, PULL_METHODS)
-    }
-
-    pub(super) fn method_not_allowed(method: &http::Method) -> Self {
+    pub(super) fn method_not_allowed(method: &http::Method, allowed: &'static str) -> Self {
         Self::new(
             ErrorCode::Unsupported,
             format_args!("method {:?} is not supported here", shortened(method.as_str())),
         )
-        .header(ALLOW, PULL_METHODS)
+        .header(ALLOW, HeaderValue::from_static(allowed))
+    }
+
+    /// Adds header fields.
+    #[must_use]
+    pub(super) fn headed(mut self, headers: HeaderMap) -> Self {
+        let named = |(name, value): (Option<HeaderName>, HeaderValue)| Some((name?, value));
+        self.headers.extend(headers.into_iter().filter_map(named));
+        self
+    }
+
+    pub(super) fn push_denied(why: &str) -> Self {
+        Self::new(ErrorCode::Denied, why)
+    }
+
+    /// The client stopped sending: it will hardly read this.
+    pub(super) fn body_broken(error: &dyn fmt::Display) -> Self {
+        Self::new(ErrorCode::SizeInvalid, format_args!("the request's body was cut off: {error}")).closing()
+    }
+
+    pub(super) fn digest_missing() -> Self {
+        Self::new(ErrorCode::DigestInvalid, "the query has no digest")
+    }
+
+    pub(super) fn digest_differs(named: &Digest, actual: &Digest) -> Self {
+        Self::new(ErrorCode::DigestInvalid, format_args!("the content has digest {actual}, not {named}"))
+            .detail(json!({ "digest": named, "actual": actual }))
+    }
+
+    pub(super) fn algorithm_unknown(name: &str) -> Self {
+        let message = format!("unknown digest algorithm {:?}: sha256 and sha512 are known", shortened(name));
+        Self::new(ErrorCode::DigestInvalid, message)
+    }
+
+    pub(super) fn tag_invalid(error: &InvalidTag) -> Self {
+        Self::new(ErrorCode::TagInvalid, error)
+    }
+
+    pub(super) fn size_invalid(why: &str) -> Self {
+        Self::new(ErrorCode::SizeInvalid, why)
+    }
+
+    /// A chunk does not go on where the upload stands; the caller adds where that is.
+    pub(super) fn upload_range(why: &str) -> Self {
+        Self::new(ErrorCode::RangeInvalid, why)
+    }
+
+    pub(super) fn chunk_range_invalid(value: &[u8]) -> Self {
+        let value = String::from_utf8_lossy(value);
+        let message = format!("invalid Content-Range {:?}: it must be <first>-<last>", shortened(&value));
+        Self::new(ErrorCode::RangeInvalid, message).status_is(StatusCode::BAD_REQUEST)
+    }
+
+    pub(super) fn upload_too_large(max: u64) -> Self {
+        Self::new(ErrorCode::SizeInvalid, format_args!("a blob may have at most {max} bytes here"))
+            .status_is(StatusCode::PAYLOAD_TOO_LARGE)
+    }
+
+    pub(super) fn too_many_uploads() -> Self {
+        Self::new(ErrorCode::TooManyRequests, "the repository has too many uploads under way")
+            .header(RETRY_AFTER, HeaderValue::from(60))
+    }
+
+    pub(super) fn manifest_too_large(max: usize) -> Self {
+        Self::new(ErrorCode::ManifestInvalid, format_args!("a manifest may have at most {max} bytes here"))
+            .status_is(StatusCode::PAYLOAD_TOO_LARGE)
+    }
+
+    pub(super) fn manifest_invalid(error: &InvalidManifest) -> Self {
+        Self::new(ErrorCode::ManifestInvalid, error)
+    }
+
+    pub(super) fn manifest_blobs_unknown(missing: &[Digest]) -> Self {
+        const SHOWN: usize = 20;
+        let shown: Vec<_> = missing.iter().take(SHOWN).map(ToString::to_string).collect();
+        let message =
+            format!("the repository lacks {} that the manifest names: {}", missing.len(), shown.join(", "));
+        Self::new(ErrorCode::ManifestBlobUnknown, message).detail(json!({ "digests": shown }))
     }
 
     pub(super) fn unexpected_body() -> Self {
@@ -207,6 +278,10 @@ impl ApiError {
             .detail(json!({ "digest": digest }))
     }
 
+    pub(super) fn upload_unknown(id: &dyn fmt::Display) -> Self {
+        Self::new(ErrorCode::BlobUploadUnknown, format_args!("upload {id} is not known to this repository"))
+    }
+
     pub(super) fn manifest_unknown(reference: &Reference) -> Self {
         Self::new(
             ErrorCode::ManifestUnknown,
@@ -219,6 +294,11 @@ impl ApiError {
 
     pub(super) fn internal() -> Self {
         Self::new(ErrorCode::Unknown, "the registry failed; its log says how")
+    }
+
+    pub(super) fn disk_full() -> Self {
+        Self::new(ErrorCode::Unknown, "the registry's disk is full")
+            .status_is(StatusCode::INSUFFICIENT_STORAGE)
     }
 
     pub(super) fn unavailable(message: &str) -> Self {

@@ -5,7 +5,10 @@
 
 use std::borrow::Cow;
 
-use crate::oci::{Digest, Reference, RepositoryName};
+use http::Method;
+
+use crate::oci::{Algorithm, Digest, Reference, RepositoryName, Tag};
+use crate::store::upload::UploadId;
 
 use super::respond::ApiError;
 
@@ -23,6 +26,12 @@ pub enum Route {
     Manifest(RepositoryName, Reference),
     /// `/v2/<name>/tags/list`.
     Tags(RepositoryName),
+    /// `/v2/<name>/referrers/<digest>`.
+    Referrers(RepositoryName, Digest),
+    /// `/v2/<name>/blobs/uploads/`: where uploads begin.
+    Uploads(RepositoryName),
+    /// `/v2/<name>/blobs/uploads/<uuid>`; `None` if no session can have that name.
+    Upload(RepositoryName, Option<UploadId>),
 }
 
 impl Route {
@@ -41,8 +50,21 @@ impl Route {
         if let Some(name) = rest.strip_suffix("/tags/list") {
             return Ok(Self::Tags(repository(name)?));
         }
+        // With or without the slash: some clients leave it out.
+        let rest_of_uploads =
+            rest.strip_suffix("/blobs/uploads/").or_else(|| rest.strip_suffix("/blobs/uploads"));
+        if let Some(name) = rest_of_uploads {
+            return Ok(Self::Uploads(repository(name)?));
+        }
         // The last component is the reference, the one before it says of what: names may contain both words.
         if let Some((front, last)) = rest.rsplit_once('/') {
+            if let Some(name) = front.strip_suffix("/blobs/uploads") {
+                return Ok(Self::Upload(repository(name)?, last.parse().ok()));
+            }
+            if let Some(name) = front.strip_suffix("/referrers") {
+                let digest = last.parse().map_err(|error| ApiError::digest_invalid(&error))?;
+                return Ok(Self::Referrers(repository(name)?, digest));
+            }
             if let Some(name) = front.strip_suffix("/blobs") {
                 let digest = last.parse().map_err(|error| ApiError::digest_invalid(&error))?;
                 return Ok(Self::Blob(repository(name)?, digest));
@@ -51,11 +73,40 @@ impl Route {
                 let reference = last.parse().map_err(|error| ApiError::reference_invalid(&error))?;
                 return Ok(Self::Manifest(repository(name)?, reference));
             }
-            if front.ends_with("/blobs/uploads") || (front.ends_with("/blobs") && last == "uploads") {
-                return Err(ApiError::uploads_unsupported());
-            }
         }
         Err(ApiError::no_such_endpoint(&path))
+    }
+
+    /// The methods that the route has, for `Allow`.
+    pub(super) fn allowed(&self) -> &'static str {
+        match self {
+            Self::Base | Self::Tags(_) | Self::Referrers(..) => "GET, HEAD",
+            Self::Blob(..) => "GET, HEAD, DELETE",
+            Self::Manifest(..) => "GET, HEAD, PUT, DELETE",
+            Self::Uploads(_) => "POST",
+            Self::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
+        }
+    }
+
+    /// Whether the route has this method.
+    pub(super) fn allows(&self, method: &Method) -> bool {
+        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
+    }
+
+    /// The repository that it is about.
+    ///
+    /// # Errors
+    /// It is about none.
+    pub(super) fn repository(&self) -> Result<&RepositoryName, ApiError> {
+        match self {
+            Self::Blob(name, _)
+            | Self::Manifest(name, _)
+            | Self::Tags(name)
+            | Self::Referrers(name, _)
+            | Self::Uploads(name)
+            | Self::Upload(name, _) => Ok(name),
+            Self::Base => Err(ApiError::no_such_endpoint("/v2/")),
+        }
     }
 
     /// A stable word for metrics.
@@ -65,6 +116,8 @@ impl Route {
             Self::Blob(..) => "blob",
             Self::Manifest(..) => "manifest",
             Self::Tags(_) => "tags",
+            Self::Referrers(..) => "referrers",
+            Self::Uploads(_) | Self::Upload(..) => "upload",
         }
     }
 }
@@ -78,13 +131,25 @@ pub(super) struct Query {
     pub(super) count: Option<usize>,
     /// `last`: the entry after which a list goes on.
     pub(super) last: Option<String>,
+    /// `digest`: what an upload is to become.
+    pub(super) digest: Option<Digest>,
+    /// `digest-algorithm`: by which an upload is hashed on the way.
+    pub(super) digest_algorithm: Option<Algorithm>,
+    /// `mount`: a blob that is to be had from another repository.
+    pub(super) mount: Option<Digest>,
+    /// `from`: that repository.
+    pub(super) from: Option<RepositoryName>,
+    /// `tag`, any number of times: what is to point at a manifest that is pushed by digest.
+    pub(super) tags: Vec<Tag>,
+    /// `artifactType`, any number of times: which referrers are wanted.
+    pub(super) artifact_types: Vec<String>,
 }
 
 impl Query {
     /// Reads a query.
     ///
     /// # Errors
-    /// It is too long, or `n` is not a number (400, the value quoted).
+    /// It is too long, or a value is not what its key asks for (400, the value quoted).
     pub(super) fn parse(query: Option<&str>) -> Result<Self, ApiError> {
         let mut parsed = Self::default();
         let Some(query) = query else { return Ok(parsed) };
@@ -102,11 +167,25 @@ impl Query {
                     let count = value.parse().map_err(|_| ApiError::page_size_invalid(&value))?;
                     parsed.count = Some(count);
                 }
+                "digest" => parsed.digest = Some(digest(&value)?),
+                "digest-algorithm" => {
+                    let algorithm = Algorithm::from_name(&value);
+                    parsed.digest_algorithm =
+                        Some(algorithm.ok_or_else(|| ApiError::algorithm_unknown(&value))?);
+                }
+                "mount" => parsed.mount = Some(digest(&value)?),
+                "from" => parsed.from = Some(repository(&value)?),
+                "tag" => parsed.tags.push(value.parse().map_err(|error| ApiError::tag_invalid(&error))?),
+                "artifactType" => parsed.artifact_types.push(value.into_owned()),
                 _ => {}
             }
         }
         Ok(parsed)
     }
+}
+
+fn digest(text: &str) -> Result<Digest, ApiError> {
+    text.parse().map_err(|error| ApiError::digest_invalid(&error))
 }
 
 fn repository(name: &str) -> Result<RepositoryName, ApiError> {

@@ -24,7 +24,8 @@ use crate::upstream::UpstreamError;
 pub(super) type TagList = Arc<Vec<Tag>>;
 
 /// What need not be escaped in a query's value.
-const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub(super) const QUERY_VALUE: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Registry {
     pub(super) async fn tags(
@@ -135,7 +136,7 @@ mod tests {
         let tags: Vec<Tag> =
             ["a", "b", "c", "d"].into_iter().map(|tag| tag.parse().expect("valid")).collect();
         let query =
-            |count, last: Option<&str>| Query { count, last: last.map(str::to_owned), namespace: None };
+            |count, last: Option<&str>| Query { count, last: last.map(str::to_owned), ..Query::default() };
         let cases = [
             (query(None, None), vec!["a", "b", "c", "d"], true),
             (query(Some(2), None), vec!["a", "b"], false),

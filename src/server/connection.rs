@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
 use super::control::Control;
-use super::encore::{self, Answer, Repeatable, Repertoire};
+use super::encore::{self, Answer, Repeatable, Repertoire, Repertoires};
 use super::outgoing::{Outgoing, ResponseEnd};
 use super::shared::{Arrival, Shared};
 use super::transport::{LINGER_TIME, Transport};
@@ -42,13 +42,22 @@ const REST_AFTER: Duration = Duration::from_millis(250);
 /// The fields that the library parses on its stack; more take an allocation per request.
 const FIELDS_INLINE: usize = 100;
 
+/// Who a connection is with.
+#[derive(Clone)]
+struct Client {
+    peer: SocketAddr,
+    /// The number of the listener that it came through.
+    listener: usize,
+    repertoire: Rc<Repertoire>,
+}
+
 /// What all connections of a worker have in common.
 pub(super) struct Shop<S> {
     pub(super) service: Rc<S>,
     pub(super) options: Arc<ServerOptions>,
     pub(super) files: Files,
     pub(super) counters: Arc<Counters>,
-    pub(super) repertoire: Rc<Repertoire>,
+    pub(super) repertoires: Repertoires,
 }
 
 impl<S: Service> Shop<S> {
@@ -56,7 +65,13 @@ impl<S: Service> Shop<S> {
     ///
     /// Ends when the peer closes, when a bound is overstepped, or soon after `control` asked for it. Dropping the future
     /// closes the connection at once; if a response is under way, by a reset.
-    pub(super) async fn serve(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, control: Rc<Control>) {
+    pub(super) async fn serve(
+        self: Rc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: usize,
+        control: Rc<Control>,
+    ) {
         let shared = match Shared::new() {
             Ok(shared) => Rc::new(shared),
             Err(error) => {
@@ -65,8 +80,10 @@ impl<S: Service> Shop<S> {
             }
         };
         let (limits, sender) = (self.options.limits(), self.options.sender);
-        let repertoire = Rc::clone(&self.repertoire);
-        let mut transport = Transport::new(stream, peer, Rc::clone(&shared), repertoire, limits, sender);
+        let repertoire = self.repertoires.of(listener);
+        let mut transport =
+            Transport::new(stream, peer, Rc::clone(&shared), Rc::clone(&repertoire), limits, sender);
+        let client = Client { peer, listener, repertoire };
         let mut driver = Driver {
             shared,
             watchdog: Watchdog::new(),
@@ -84,7 +101,7 @@ impl<S: Service> Shop<S> {
                 break Err(end);
             }
             // In a box, because its memory is needed only as long as it runs.
-            match Box::pin(Rc::clone(&self).through_library(transport, peer, &mut driver)).await {
+            match Box::pin(Rc::clone(&self).through_library(transport, &client, &mut driver)).await {
                 Ok(Some(resting)) => transport = resting,
                 Ok(None) => break Ok(()),
                 Err(end) => break Err(end),
@@ -106,7 +123,7 @@ impl<S: Service> Shop<S> {
     async fn through_library(
         self: Rc<Self>,
         transport: Transport,
-        peer: SocketAddr,
+        client: &Client,
         driver: &mut Driver,
     ) -> Result<Option<Transport>, End> {
         let limits = self.options.limits();
@@ -117,9 +134,10 @@ impl<S: Service> Shop<S> {
             builder.max_headers(limits.fields);
         }
         let (shared, control) = (Rc::clone(&driver.shared), Rc::clone(&driver.control));
+        let client = client.clone();
         let service = service_fn(move |request| {
             let (shared, control) = (Rc::clone(&shared), Rc::clone(&control));
-            Rc::clone(&self).respond(shared, control, peer, request)
+            Rc::clone(&self).respond(shared, control, client.clone(), request)
         });
         let mut connection = builder.serve_connection(transport, service);
         if driver.closing {
@@ -154,9 +172,10 @@ impl<S: Service> Shop<S> {
         self: Rc<Self>,
         shared: Rc<Shared>,
         control: Rc<Control>,
-        peer: SocketAddr,
+        client: Client,
         request: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<S> {
+        let Client { peer, listener, repertoire } = client;
         // Every head goes through the transport, so there is one; if not, the request is still a request.
         let arrival = shared.next_arrival();
         let Arrival { received, refused: rejected, bytes } = arrival.unwrap_or_else(Arrival::now);
@@ -170,7 +189,7 @@ impl<S: Service> Shop<S> {
         }
         let method_is_head = head.method == Method::HEAD;
         let bytes = bytes.filter(|_| encore::is_repeatable(&head));
-        let request = Request { head, body, peer, received, rejected, repeats: bytes.is_some() };
+        let request = Request { head, body, peer, listener, received, rejected, repeats: bytes.is_some() };
         async move {
             let (mut parts, body) = self.service.call(request).await.into_parts();
             let on_end = parts.extensions.remove::<ResponseEnd>();
@@ -195,7 +214,7 @@ impl<S: Service> Shop<S> {
             } else if let (Some(bytes), Some(repeatable)) = (bytes, repeatable)
                 && let Some(answer) = Answer::new(bytes, &parts, &body, repeatable)
             {
-                self.repertoire.learn(answer);
+                repertoire.learn(answer);
             }
             let outgoing = Outgoing::new(body, shared, &self.files, received, on_end);
             Ok(Response::from_parts(parts, outgoing))

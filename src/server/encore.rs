@@ -63,7 +63,22 @@ pub trait Repeat {
 #[derive(Clone)]
 pub struct Repeatable(pub Arc<dyn Repeat + Send + Sync>);
 
-/// The answers of one thread that can be given again.
+/// The answers of one thread, apart for each listener: the same words may mean something else to another one.
+#[derive(Default)]
+pub(super) struct Repertoires(RefCell<Vec<Option<Rc<Repertoire>>>>);
+
+impl Repertoires {
+    /// Those of the listener with this number.
+    pub(super) fn of(&self, listener: usize) -> Rc<Repertoire> {
+        let mut all = self.0.borrow_mut();
+        if all.len() <= listener {
+            all.resize(listener + 1, None);
+        }
+        Rc::clone(all[listener].get_or_insert_with(|| Rc::new(Repertoire::new())))
+    }
+}
+
+/// The answers of one thread to requests through one listener that can be given again.
 pub(super) struct Repertoire {
     places: RefCell<Box<[Place]>>,
     /// The end of a response's head, and until when it is the right one.

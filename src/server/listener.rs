@@ -59,12 +59,13 @@ pub fn adopt(listener: &TcpListener) -> io::Result<()> {
 
 /// Accepts connections and hands them to the workers until `phase` leaves [`Phase::Serve`] or its sender is gone; then
 /// the socket is closed. `slots` has a permit for each connection that may be open (`connections_max`): while it has
-/// none, connections wait in the kernel's queue.
+/// none, connections wait in the kernel's queue. Requests bear `number` ([`Request::listener`](super::Request::listener)).
 ///
 /// Runs on any runtime. Errors: only if the socket cannot be registered with it, at once. Dropping the future loses no
 /// connection that was accepted.
 pub async fn listen(
     listener: TcpListener,
+    number: usize,
     doors: Arc<Doors>,
     slots: Arc<Semaphore>,
     mut phase: watch::Receiver<Phase>,
@@ -73,12 +74,17 @@ pub async fn listen(
     tokio::select! {
         biased;
         _ = phase.wait_for(|phase| *phase > Phase::Serve) => {}
-        () = accept_all(&listener, &doors, &slots) => {}
+        () = accept_all(&listener, number, &doors, &slots) => {}
     }
     Ok(())
 }
 
-async fn accept_all(listener: &tokio::net::TcpListener, doors: &Doors, slots: &Arc<Semaphore>) {
+async fn accept_all(
+    listener: &tokio::net::TcpListener,
+    number: usize,
+    doors: &Doors,
+    slots: &Arc<Semaphore>,
+) {
     let mut exhausted = false;
     loop {
         // The semaphore is never closed; if it were, there would be nothing to wait for.
@@ -90,7 +96,7 @@ async fn accept_all(listener: &tokio::net::TcpListener, doors: &Doors, slots: &A
                 exhausted = false;
                 // An IPv4 peer of a dual-stack socket is shown as IPv4.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                doors.admit(Arrival { stream, peer, permit });
+                doors.admit(Arrival { stream, peer, listener: number, permit });
             }
             Err(error) if is_about_the_peer(&error) => {
                 tracing::debug!(%error, "a connection was gone before it was accepted");

@@ -65,6 +65,8 @@ pub struct Request {
     pub body: Incoming,
     /// The other end of the connection.
     pub peer: SocketAddr,
+    /// The number of the listener that the connection came through, as it was given to [`listen`].
+    pub listener: usize,
     /// When the first byte of the head was there.
     pub received: Instant,
     /// The head was refused, and the other fields describe a stand-in: answer with the error's status and reason. The

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::connection::Shop;
 use super::control::Control;
-use super::encore::Repertoire;
+use super::encore::Repertoires;
 use super::{Counters, ServerOptions, Service};
 use crate::sys::Files;
 
@@ -32,6 +32,8 @@ pub enum Phase {
 pub(super) struct Arrival {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: SocketAddr,
+    /// The number of the listener that it came through.
+    pub(super) listener: usize,
     /// One of `connections_max`; given back when the connection ends.
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -121,7 +123,7 @@ impl<S: Service> Worker<S> {
             options: self.options,
             files: self.files,
             counters: self.counters,
-            repertoire: Rc::new(Repertoire::new()),
+            repertoires: Repertoires::default(),
         });
         let mut connections = Connections::default();
         loop {
@@ -174,7 +176,7 @@ struct Connections {
 
 impl Connections {
     fn serve<S: Service>(&mut self, shop: &Rc<Shop<S>>, arrival: Arrival, opened: Opened) {
-        let Arrival { stream, peer, permit } = arrival;
+        let Arrival { stream, peer, listener, permit } = arrival;
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -187,7 +189,7 @@ impl Connections {
         let shop = Rc::clone(shop);
         self.tasks.spawn_local(async move {
             let _held = (permit, opened);
-            shop.serve(stream, peer, control).await;
+            shop.serve(stream, peer, listener, control).await;
         });
     }
 
@@ -250,7 +252,7 @@ mod tests {
             let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let peer = stream.local_addr().unwrap();
             let permit = Arc::clone(&slots).try_acquire_owned().unwrap();
-            doors.admit(Arrival { stream, peer, permit });
+            doors.admit(Arrival { stream, peer, listener: 0, permit });
         };
         let (doors, mut seats) = doors(3);
         for _ in 0..9 {

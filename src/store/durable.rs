@@ -38,6 +38,14 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Syncs the directory that holds `path`, and those above it up to `top`, which must be one of them.
+pub(crate) fn sync_parents(path: &Path, top: &Path) -> io::Result<()> {
+    for directory in path.ancestors().skip(1).take_while(|directory| directory.starts_with(top)) {
+        sync_dir(directory)?;
+    }
+    Ok(())
+}
+
 /// Whether a write must survive a power cut before the call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -69,7 +77,12 @@ impl Temporary {
         Err(io::Error::new(io::ErrorKind::AlreadyExists, "no free name for a temporary file"))
     }
 
-    /// Writes the content.
+    /// Its random name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes more of the content.
     pub(crate) fn write(&mut self, content: &[u8]) -> io::Result<()> {
         self.file.write_all(content)
     }
@@ -136,6 +149,15 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Removes a file. Says whether there was one.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -19,34 +19,23 @@
 //! Everything here blocks and belongs on a store thread. Dropping an [`Ingest`] keeps its files for whoever resumes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use rustix::fs::{Timespec, Timestamps};
 use serde::{Deserialize, Serialize};
 
+use super::appended::{Appended, REHASH_BUFFER};
 use super::durable::{self, Durability};
 use super::layout::Layout;
+use super::pump::Sink;
 use crate::oci::{Digest, Hasher};
-use crate::sys;
 
 /// How much is written between two hash states on disk, in bytes: what a restart must hash again at most.
 const STATE_EVERY: u64 = 32 << 20;
-/// How much is written before the kernel is asked to begin to put it on disk, in bytes. Of 512 MiB written in a second,
-/// the fdatasync at the end takes 210–240 ms without that, 17–24 ms with 64 MiB, 4–7 ms with 16, 1–2 ms with 4, for the
-/// same CPU time.
-const WRITEBACK_EVERY: u64 = 8 << 20;
-/// What one call writes, up to a multiple of as many in the file, in bytes. The page cache takes it in as one folio where
-/// the filesystem has large ones; with a call for each of upstream's pieces they had 33 KiB on average, and a hit of 256
-/// MiB cost 0.063 s/GB instead of 0.054. Larger ones (2 MiB: 0.055) gain nothing more, and where a hypervisor takes
-/// free memory back, the large blocks go first: a fill of 512 MiB then took 2.0 s instead of 0.8.
-const CALL_BYTES: usize = 64 << 10;
-/// How many pieces one call writes: Linux's `IOV_MAX`.
-const PIECES_MAX: usize = 1024;
-/// Read size when data is hashed again, in bytes.
-const REHASH_BUFFER: usize = 1 << 20;
 /// A state file larger than this is not one of ours, in bytes.
 const STATE_MAX: u64 = 64 << 10;
 const UTIME_NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
@@ -124,55 +113,11 @@ pub fn claim(layout: &Layout, digest: &Digest) -> io::Result<Claim> {
 pub struct Ingest {
     layout: Layout,
     digest: Digest,
-    file: Arc<File>,
+    data: Appended,
     inode: u64,
-    hasher: Hasher,
     origin: Origin,
-    /// Bytes hashed when the state was last put on disk; `state_at <= hasher.len()`.
+    /// Bytes hashed when the state was last put on disk; `state_at <= data.written()`.
     state_at: u64,
-}
-
-/// Writes `pieces` one behind the other.
-fn write_all_at(file: &File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
-    for pieces in pieces.chunks(PIECES_MAX) {
-        let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        let mut rest = &mut slices[..];
-        while !rest.is_empty() {
-            match rustix::io::pwritev(file, rest, offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    offset += written as u64;
-                    IoSlice::advance_slices(&mut rest, written);
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The first `most` bytes of `chunks`, or all of them, without what is empty. Takes them off.
-fn take_front<'a>(
-    chunks: &mut impl Iterator<Item = &'a [u8]>,
-    left: &mut &'a [u8],
-    mut most: usize,
-) -> Vec<&'a [u8]> {
-    let mut pieces = Vec::new();
-    while most > 0 {
-        if left.is_empty() {
-            match chunks.next() {
-                Some(chunk) => *left = chunk,
-                None => break,
-            }
-            continue;
-        }
-        let (piece, behind) = left.split_at(most.min(left.len()));
-        most -= piece.len();
-        *left = behind;
-        pieces.push(piece);
-    }
-    pieces
 }
 
 /// A hash state as it stands in `state.json`.
@@ -194,17 +139,32 @@ impl State {
     const VERSION: u32 = 1;
 }
 
+impl Sink for Ingest {
+    /// See [`Appended::append`].
+    fn append(&mut self, pieces: &[Bytes]) -> io::Result<()> {
+        self.data.append(pieces)?;
+        if self.written() - self.state_at >= STATE_EVERY {
+            self.save_state();
+        }
+        Ok(())
+    }
+
+    fn written(&self) -> u64 {
+        self.data.written()
+    }
+}
+
 impl Ingest {
     fn new(layout: Layout, digest: Digest, file: File, inode: u64) -> Self {
-        let hasher = Hasher::new(digest.algorithm());
-        Self { layout, digest, file: Arc::new(file), inode, hasher, origin: Origin::default(), state_at: 0 }
+        let data = Appended::new(file, Hasher::new(digest.algorithm()));
+        Self { layout, digest, data, inode, origin: Origin::default(), state_at: 0 }
     }
 
     /// Goes on where an interrupted fill stopped: the state if it can be believed, then hashing what lies behind it.
     /// `None`: what is there cannot become the blob, and is gone. A fresh start is a new file, never the same one
     /// written again: others may be reading this one.
     fn resumed(mut self) -> io::Result<Option<Self>> {
-        let size = self.file.metadata()?.len();
+        let size = self.data.file().metadata()?.len();
         if size == 0 {
             // A state without data is of another file, whatever it says.
             durable::remove(&self.state_path())?;
@@ -229,32 +189,19 @@ impl Ingest {
         let Some(hasher) = hasher.filter(|hasher| hasher.len() == state.offset) else { return Ok(false) };
         self.origin = state.origin;
         if state.boot == boot_id() {
-            self.hasher = hasher;
+            self.data.set_hasher(hasher);
             self.state_at = state.offset;
-            self.hash_up_to(size)?;
+            self.data.hash_up_to(size)?;
             return Ok(true);
         }
-        self.hash_up_to(state.offset)?;
-        if self.hasher.state() != hasher.state() {
+        self.data.hash_up_to(state.offset)?;
+        if self.data.hasher().state() != hasher.state() {
             return Ok(false);
         }
         // Nobody has seen what lies behind: followers go by a state of this boot, and this is the first.
-        self.file.set_len(state.offset)?;
+        self.data.file().set_len(state.offset)?;
         self.save_state();
         Ok(true)
-    }
-
-    /// Hashes what the file holds from where the hash stands.
-    fn hash_up_to(&mut self, end: u64) -> io::Result<()> {
-        let mut buffer = vec![0; REHASH_BUFFER];
-        while self.written() < end {
-            let want = REHASH_BUFFER.min(usize::try_from(end - self.written()).unwrap_or(REHASH_BUFFER));
-            match self.file.read_at(&mut buffer[..want], self.written())? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => self.hasher.update(&buffer[..read]),
-            }
-        }
-        Ok(())
     }
 
     /// The digest that this fill is to have.
@@ -264,17 +211,17 @@ impl Ingest {
 
     /// Bytes written and hashed so far.
     pub fn written(&self) -> u64 {
-        self.hasher.len()
+        self.data.written()
     }
 
     /// The growing file, for readers.
     pub fn file(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+        Arc::clone(self.data.file())
     }
 
     /// The hash over what is written, to go on without this file.
     pub fn hasher(&self) -> Hasher {
-        self.hasher.clone()
+        self.data.hasher().clone()
     }
 
     /// What was known of the source when the fill was interrupted.
@@ -290,35 +237,6 @@ impl Ingest {
         }
     }
 
-    /// Appends and hashes. After an error the fill keeps what it had: the file may hold a part of `chunks` behind
-    /// [`Ingest::written`], which is overwritten or hashed by whoever goes on.
-    ///
-    /// One call writes [`CALL_BYTES`], whatever pieces it comes in, and the hash follows while they are in the CPU's cache.
-    pub fn append(&mut self, chunks: &[bytes::Bytes]) -> io::Result<()> {
-        let begun = self.written() / WRITEBACK_EVERY;
-        let (mut chunks, mut left) = (chunks.iter().map(|chunk| &chunk[..]), &[][..]);
-        loop {
-            // Less than CALL_BYTES, so it is a usize.
-            let into = usize::try_from(self.written() % CALL_BYTES as u64).unwrap_or_default();
-            let pieces = take_front(&mut chunks, &mut left, CALL_BYTES - into);
-            if pieces.is_empty() {
-                break;
-            }
-            write_all_at(&self.file, &pieces, self.written())?;
-            for piece in pieces {
-                self.hasher.update(piece);
-            }
-        }
-        let whole = self.written() / WRITEBACK_EVERY - begun;
-        if whole > 0 {
-            sys::start_writeback(&self.file, begun * WRITEBACK_EVERY, whole * WRITEBACK_EVERY);
-        }
-        if self.written() - self.state_at >= STATE_EVERY {
-            self.save_state();
-        }
-        Ok(())
-    }
-
     /// Puts the hash state on disk, for whoever resumes. Without it the fill begins anew, so a failure is only logged.
     pub fn save_state(&mut self) {
         self.state_at = self.written();
@@ -332,7 +250,7 @@ impl Ingest {
             version: State::VERSION,
             digest: self.digest,
             offset: self.written(),
-            hash: data_encoding::BASE64.encode(&self.hasher.state()),
+            hash: data_encoding::BASE64.encode(&self.data.hasher().state()),
             inode: self.inode,
             boot: boot_id().to_owned(),
             origin: self.origin.clone(),
@@ -343,7 +261,7 @@ impl Ingest {
 
     /// Whether what is written has the digest that it should have, and if not, which it has.
     pub fn verify(&self) -> Result<(), Digest> {
-        let actual = self.hasher.clone().finish();
+        let actual = self.data.hasher().clone().finish();
         if actual == self.digest { Ok(()) } else { Err(actual) }
     }
 
@@ -356,13 +274,13 @@ impl Ingest {
         if let Err(actual) = self.verify() {
             return Err(io::Error::other(format!("{} has digest {actual}", self.digest)));
         }
-        if let Err(error) = self.file.sync_data() {
+        if let Err(error) = self.data.file().sync_data() {
             self.discard()?;
             return Err(error);
         }
         // Being fetched is being used; eviction looks at the access time.
         let now = Timestamps { last_access: UTIME_NOW, last_modification: UTIME_OMIT };
-        if let Err(error) = rustix::fs::futimens(&self.file, &now) {
+        if let Err(error) = rustix::fs::futimens(self.data.file(), &now) {
             tracing::debug!(digest = %self.digest, %error, "cannot set a blob's access time");
         }
         let target = self.layout.blob(&self.digest);
@@ -398,7 +316,7 @@ impl Ingest {
 impl Drop for Ingest {
     fn drop(&mut self) {
         // Readers share the open file, and with it the lock: without this a slow reader would keep the fill claimed.
-        let _ = self.file.unlock();
+        let _ = self.data.file().unlock();
     }
 }
 

@@ -9,11 +9,14 @@
 //! docker/registry/v2/repositories/<repository>/_manifests/revisions/<alg>/<hex>/link
 //! docker/registry/v2/repositories/<repository>/_manifests/tags/<tag>/current/link
 //! docker/registry/v2/repositories/<repository>/_manifests/tags/<tag>/index/<alg>/<hex>/link
+//! docker/registry/v2/repositories/<repository>/_uploads/<uuid>/{data,startedat,hashstates/<alg>/<offset>}
 //! ```
 //!
 //! and beside it what is Spliceway's own:
 //!
 //! ```text
+//! docker/registry/v2/repositories/<repository>/_manifests/referrers/<alg>/<hex>/<alg>/<hex>/link
+//!                                         which manifests have the first digest as their subject
 //! fills/<alg>/<hex>/{data,state.json}     a fill in progress (or interrupted)
 //! fills/tmp/<random>                      a small file on its way to its name; swept at start
 //! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest
@@ -24,7 +27,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::oci::{Digest, RepositoryName, Tag};
+use super::upload::UploadId;
+use crate::oci::{Algorithm, Digest, RepositoryName, Tag};
 
 /// A repository as it is stored: in `local` under its own name, in `cache` as `<upstream>/<canonical repository>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,6 +144,70 @@ impl Layout {
     pub fn tag_index(&self, repository: &StoredRepository, tag: &Tag, digest: &Digest) -> PathBuf {
         let mut path = self.tag(repository, tag);
         path.extend(["index", digest.algorithm().as_str(), &digest.hex(), "link"]);
+        path
+    }
+
+    /// Where a repository's upload sessions live.
+    pub fn uploads(&self, repository: &StoredRepository) -> PathBuf {
+        self.repository(repository).join("_uploads")
+    }
+
+    /// The directory of one session.
+    pub fn upload(&self, repository: &StoredRepository, id: &UploadId) -> PathBuf {
+        self.uploads(repository).join(id.as_str())
+    }
+
+    /// What a session has received.
+    pub fn upload_data(&self, repository: &StoredRepository, id: &UploadId) -> PathBuf {
+        self.upload(repository, id).join("data")
+    }
+
+    /// When a session was begun.
+    pub fn upload_started(&self, repository: &StoredRepository, id: &UploadId) -> PathBuf {
+        self.upload(repository, id).join("startedat")
+    }
+
+    /// The directory of a session's hash states, each named by its offset.
+    pub fn upload_states(
+        &self,
+        repository: &StoredRepository,
+        id: &UploadId,
+        algorithm: Algorithm,
+    ) -> PathBuf {
+        let mut path = self.upload(repository, id);
+        path.extend(["hashstates", algorithm.as_str()]);
+        path
+    }
+
+    /// A session's hash state over its first `offset` bytes.
+    pub fn upload_state(
+        &self,
+        repository: &StoredRepository,
+        id: &UploadId,
+        algorithm: Algorithm,
+        offset: u64,
+    ) -> PathBuf {
+        self.upload_states(repository, id, algorithm).join(offset.to_string())
+    }
+
+    /// The manifests of a repository, one directory per algorithm.
+    pub fn revisions(&self, repository: &StoredRepository) -> PathBuf {
+        let mut path = self.repository(repository);
+        path.extend(["_manifests", "revisions"]);
+        path
+    }
+
+    /// The directory that remembers which manifests of a repository refer to `subject`.
+    pub fn referrers(&self, repository: &StoredRepository, subject: &Digest) -> PathBuf {
+        let mut path = self.repository(repository);
+        path.extend(["_manifests", "referrers", subject.algorithm().as_str(), &subject.hex()]);
+        path
+    }
+
+    /// The link that says that `referrer` refers to `subject`.
+    pub fn referrer(&self, repository: &StoredRepository, subject: &Digest, referrer: &Digest) -> PathBuf {
+        let mut path = self.referrers(repository, subject);
+        path.extend([referrer.algorithm().as_str(), &referrer.hex(), "link"]);
         path
     }
 

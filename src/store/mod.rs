@@ -11,14 +11,18 @@
 //! **Survives a crash**: a digest's name exists only for a whole, synced file; an interrupted fill is resumed.
 //! [`recover`] sweeps what a crash left behind.
 
+mod appended;
 pub mod blob;
 mod durable;
 mod handles;
 pub mod ingest;
 pub mod layout;
 mod links;
+pub mod pump;
+mod push;
 pub mod recover;
 mod refs;
+pub mod upload;
 mod usage;
 
 use std::io;
@@ -30,9 +34,12 @@ pub use blob::{Blob, Held, Labels, REVALIDATE_AFTER, generation, renew_generatio
 use bytes::Bytes;
 pub use layout::{Layout, LinkKind, StoredRepository};
 pub use links::{Looked, TagLink};
+pub use push::PushedManifest;
 pub use usage::{Reservation, Usage};
 
-use crate::oci::{Digest, Tag};
+use self::durable::Durability;
+use self::upload::{Opened, Unfinished, Upload, UploadId, UploadLimits};
+use crate::oci::{Algorithm, Digest, Tag};
 use crate::sys::files::Files;
 
 /// Small contents kept in memory of a tree that is fetched into, in bytes: 9,000 blobs of 4 KiB. With what 5,000
@@ -144,7 +151,7 @@ impl Store {
         self.handles.tag(files, &self.layout, repository, tag).await
     }
 
-    /// Makes `digest` reachable through `repository`.
+    /// Makes `digest` reachable through `repository` of `cache`; a power cut may take that back.
     pub async fn link(
         self: &Arc<Self>,
         repository: &StoredRepository,
@@ -153,14 +160,14 @@ impl Store {
     ) -> io::Result<()> {
         let (repository, digest) = (repository.clone(), *digest);
         self.blocking(move |store| {
-            let linked = refs::link(&store.layout, &repository, kind, &digest);
+            let linked = refs::link(&store.layout, &repository, kind, &digest, store.durability());
             store.handles.forget_link(&repository, kind, &digest);
             linked
         })
         .await
     }
 
-    /// Stores a manifest whose digest the caller has verified, and links it, durably.
+    /// Stores a fetched manifest whose digest the caller has verified, and links it.
     pub async fn put_manifest(
         self: &Arc<Self>,
         repository: &StoredRepository,
@@ -171,14 +178,15 @@ impl Store {
         self.blocking(move |store| {
             let added = ingest::publish_small(&store.layout, &digest, &content)?;
             store.usage.published(digest, added);
-            let linked = refs::link(&store.layout, &repository, LinkKind::Manifest, &digest);
+            let kind = LinkKind::Manifest;
+            let linked = refs::link(&store.layout, &repository, kind, &digest, store.durability());
             store.handles.forget_link(&repository, LinkKind::Manifest, &digest);
             linked
         })
         .await
     }
 
-    /// Points a tag at a manifest, confirmed now.
+    /// Points a tag of `cache` at a manifest, confirmed now.
     pub async fn set_tag(
         self: &Arc<Self>,
         repository: &StoredRepository,
@@ -187,7 +195,7 @@ impl Store {
     ) -> io::Result<()> {
         let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
         self.blocking(move |store| {
-            let result = refs::set_tag(&store.layout, &repository, &tag, &digest);
+            let result = refs::set_tag(&store.layout, &repository, &tag, &digest, store.durability());
             // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
             result
@@ -207,16 +215,153 @@ impl Store {
         .await
     }
 
-    /// Removes a tag.
-    pub async fn remove_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
+    /// Removes a tag. Says whether there was one.
+    pub async fn remove_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<bool> {
         let (repository, tag) = (repository.clone(), tag.clone());
         self.blocking(move |store| {
-            let result = refs::remove_tag(&store.layout, &repository, &tag);
+            let result = refs::remove_tag(&store.layout, &repository, &tag, store.durability());
             // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
             result
         })
         .await
+    }
+
+    /// Begins an upload into `repository`; `None` if it has too many.
+    pub async fn begin_upload(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        algorithm: Algorithm,
+        limits: UploadLimits,
+    ) -> io::Result<Option<Box<Upload>>> {
+        let repository = repository.clone();
+        self.blocking(move |store| Upload::begin(&store.layout, &repository, algorithm, &limits)).await
+    }
+
+    /// Goes on with an upload.
+    pub async fn open_upload(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        id: &UploadId,
+        limits: UploadLimits,
+    ) -> io::Result<Opened> {
+        let (repository, id) = (repository.clone(), id.clone());
+        self.blocking(move |store| Upload::open(&store.layout, &repository, &id, &limits)).await
+    }
+
+    /// Makes an upload a blob. Errors: see [`Unfinished`].
+    pub async fn finish_upload(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        upload: Box<Upload>,
+        digest: &Digest,
+    ) -> Result<(), Unfinished> {
+        let (repository, digest) = (repository.clone(), *digest);
+        let finishing = self.blocking(move |store| {
+            let finished = upload.finish(&digest);
+            store.handles.forget_link(&repository, LinkKind::Layer, &digest);
+            Ok(finished.map(|added| store.usage.published(digest, added)))
+        });
+        finishing.await?
+    }
+
+    /// Links a blob that this tree holds into another repository, durably. `false`: it is not held.
+    pub async fn link_held(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let linked = push::link_held(&store.layout, &repository, kind, &digest);
+            store.handles.forget_link(&repository, kind, &digest);
+            linked
+        })
+        .await
+    }
+
+    /// Takes a blob over from another tree into `repository`, durably. `false`: it is not there.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        from: &Arc<Self>,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        let (from, repository, digest) = (Arc::clone(from), repository.clone(), *digest);
+        self.blocking(move |store| {
+            let adopted = push::adopt(&store.layout, &from.layout, &repository, kind, &digest);
+            store.handles.forget_link(&repository, kind, &digest);
+            Ok(adopted?.map(|added| store.usage.published(digest, added)).is_some())
+        })
+        .await
+    }
+
+    /// Stores a pushed manifest with its tags, durably. `Ok(Err(…))`: so much of what it needs is not there.
+    pub async fn push_manifest(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        pushed: PushedManifest,
+    ) -> io::Result<Result<(), Vec<Digest>>> {
+        let repository = repository.clone();
+        self.blocking(move |store| {
+            let result = push::manifest(&store.layout, &repository, &pushed);
+            store.handles.forget_link(&repository, LinkKind::Manifest, &pushed.digest);
+            for tag in &pushed.tags {
+                store.handles.forget_tag(&repository, tag);
+            }
+            renew_generation();
+            Ok(result?.map(|added| store.usage.published(pushed.digest, added)))
+        })
+        .await
+    }
+
+    /// Takes a blob from a repository, durably. Says whether it had it.
+    pub async fn unlink_blob(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let result = refs::unlink(&store.layout, &repository, LinkKind::Layer, &digest);
+            store.handles.forget_link(&repository, LinkKind::Layer, &digest);
+            renew_generation();
+            result
+        })
+        .await
+    }
+
+    /// Takes a manifest from a repository, with the tags that point at it, which it gives. `None`: it was not there.
+    pub async fn remove_manifest(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        digest: &Digest,
+        subject: Option<Digest>,
+    ) -> io::Result<Option<Vec<Tag>>> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let result = push::remove_manifest(&store.layout, &repository, &digest, subject.as_ref());
+            store.handles.forget_link(&repository, LinkKind::Manifest, &digest);
+            for tag in result.iter().flatten().flatten() {
+                store.handles.forget_tag(&repository, tag);
+            }
+            renew_generation();
+            result
+        })
+        .await
+    }
+
+    /// The manifests of a repository that are known to have `subject` as their subject, in order, at most `max`.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        subject: &Digest,
+        max: usize,
+    ) -> io::Result<Vec<Digest>> {
+        let (repository, subject) = (repository.clone(), *subject);
+        self.blocking(move |store| refs::referrers(&store.layout, &repository, &subject, max)).await
     }
 
     /// The tags of a repository, unordered; `None` if the tree does not know it.
@@ -238,6 +383,11 @@ impl Store {
     /// What is known of a blob's use beyond what is on disk: its last use in this process, in milliseconds since the epoch.
     pub fn last_use_ms(&self, digest: &Digest) -> u64 {
         self.handles.last_use_ms(digest)
+    }
+
+    /// What was pushed must last before the client hears of it; what was fetched can be fetched again.
+    fn durability(&self) -> Durability {
+        if self.options.evictable { Durability::Relaxed } else { Durability::Synced }
     }
 
     /// Runs `work` on a store thread. Dropping the future lets the work finish unobserved.

@@ -1,7 +1,7 @@
 //! Links and tags of a repository: what makes content reachable.
 //!
 //! Everything here blocks and belongs on a store thread. In `cache` nothing here is synced: a link that a power cut takes
-//! costs one question upstream. A link is written whole or not at all (rename), so a reader never sees half a digest.
+//! costs one question upstream. In `local` everything is, before the client hears of it. A link is written whole or not at all (rename), so a reader never sees half a digest.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use super::durable::{self, Durability};
 use super::layout::{Layout, LinkKind, StoredRepository};
-use crate::oci::{Digest, Tag};
+use crate::oci::{Algorithm, Digest, Tag};
 
 /// Makes `digest` reachable through `repository`. Nothing happens if it is already.
 pub(crate) fn link(
@@ -18,8 +18,30 @@ pub(crate) fn link(
     repository: &StoredRepository,
     kind: LinkKind,
     digest: &Digest,
+    durability: Durability,
 ) -> io::Result<()> {
-    point(layout, &layout.link(repository, kind, digest), digest)
+    point(layout, &layout.link(repository, kind, digest), digest, durability)
+}
+
+/// Whether `repository` links `digest`: an empty or malformed link is none.
+pub(crate) fn is_linked(
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> bool {
+    let held = fs::read_to_string(layout.link(repository, kind, digest));
+    held.is_ok_and(|held| held.trim().parse::<Digest>().is_ok())
+}
+
+/// Remembers that `referrer` has `subject` as its subject.
+pub(crate) fn add_referrer(
+    layout: &Layout,
+    repository: &StoredRepository,
+    subject: &Digest,
+    referrer: &Digest,
+) -> io::Result<()> {
+    point(layout, &layout.referrer(repository, subject, referrer), referrer, Durability::Synced)
 }
 
 /// Points `tag` at `digest`, confirmed now.
@@ -28,19 +50,33 @@ pub(crate) fn set_tag(
     repository: &StoredRepository,
     tag: &Tag,
     digest: &Digest,
+    durability: Durability,
 ) -> io::Result<()> {
-    point(layout, &layout.tag_index(repository, tag, digest), digest)?;
-    let (current, content) = (layout.tag_current(repository, tag), digest.to_string());
-    durable::write_file(&layout.temporary(), &current, content.as_bytes(), Durability::Relaxed)
+    point(layout, &layout.tag_index(repository, tag, digest), digest, durability)?;
+    write(layout, &layout.tag_current(repository, tag), digest, durability)
 }
 
 /// Makes `path` a link to `digest` unless it is one. A power cut may have left one without content.
-fn point(layout: &Layout, path: &Path, digest: &Digest) -> io::Result<()> {
+fn point(layout: &Layout, path: &Path, digest: &Digest, durability: Durability) -> io::Result<()> {
     let content = digest.to_string();
     if fs::read(path).is_ok_and(|held| held.trim_ascii() == content.as_bytes()) {
-        return Ok(());
+        return settled(layout, path, durability);
     }
-    durable::write_file(&layout.temporary(), path, content.as_bytes(), Durability::Relaxed)
+    write(layout, path, digest, durability)
+}
+
+fn write(layout: &Layout, path: &Path, digest: &Digest, durability: Durability) -> io::Result<()> {
+    durable::write_file(&layout.temporary(), path, digest.to_string().as_bytes(), durability)?;
+    settled(layout, path, durability)
+}
+
+/// A directory on the way, or the link itself, may have been made a moment ago by somebody who has not come to syncing it
+/// yet; and our caller is about to promise that it lasts. What is on disk already costs next to nothing.
+fn settled(layout: &Layout, path: &Path, durability: Durability) -> io::Result<()> {
+    match durability {
+        Durability::Synced => durable::sync_parents(path, &layout.repositories()),
+        Durability::Relaxed => Ok(()),
+    }
 }
 
 /// Records that `tag` was confirmed now.
@@ -48,13 +84,89 @@ pub(crate) fn confirm_tag(layout: &Layout, repository: &StoredRepository, tag: &
     File::options().write(true).open(layout.tag_current(repository, tag))?.set_modified(SystemTime::now())
 }
 
-/// Removes a tag with its history. One that is already gone is no error.
-pub(crate) fn remove_tag(layout: &Layout, repository: &StoredRepository, tag: &Tag) -> io::Result<()> {
+/// Removes a tag with its history. Says whether there was one.
+pub(crate) fn remove_tag(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+    durability: Durability,
+) -> io::Result<bool> {
     // `current` first: from then on the tag does not exist, whatever happens to the rest.
-    durable::remove_file(&layout.tag_current(repository, tag))?;
+    let there = durable::remove_if_there(&layout.tag_current(repository, tag))?;
     match fs::remove_dir_all(layout.tag(repository, tag)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if there && durability == Durability::Synced {
+        durable::sync_dir(&layout.tags(repository))?;
+    }
+    Ok(there)
+}
+
+/// Removes a link, durably; its directory stays, as distribution leaves it. Says whether there was one.
+pub(crate) fn unlink(
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> io::Result<bool> {
+    let path = layout.link(repository, kind, digest);
+    let there = durable::remove_if_there(&path)?;
+    if there {
+        durable::sync_parent(&path)?;
+    }
+    Ok(there)
+}
+
+/// Forgets that `referrer` has `subject` as its subject.
+pub(crate) fn remove_referrer(
+    layout: &Layout,
+    repository: &StoredRepository,
+    subject: &Digest,
+    referrer: &Digest,
+) -> io::Result<()> {
+    durable::remove_file(&layout.referrer(repository, subject, referrer))
+}
+
+/// The manifests that are known to have `subject` as their subject, in order, at most `max`.
+pub(crate) fn referrers(
+    layout: &Layout,
+    repository: &StoredRepository,
+    subject: &Digest,
+    max: usize,
+) -> io::Result<Vec<Digest>> {
+    let mut found = Vec::new();
+    let directory = layout.referrers(repository, subject);
+    for algorithm in Algorithm::ALL {
+        let entries = match fs::read_dir(directory.join(algorithm.as_str())) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries.take(max) {
+            let name = entry?.file_name();
+            let Some(digest) = name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse().ok()) else {
+                continue;
+            };
+            if layout.referrer(repository, subject, &digest).try_exists()? {
+                found.push(digest);
+            }
+        }
+    }
+    found.sort_unstable_by_key(ToString::to_string);
+    Ok(found)
+}
+
+/// What a tag points at; `None` if there is no such tag.
+pub(crate) fn tagged(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+) -> io::Result<Option<Digest>> {
+    match fs::read_to_string(layout.tag_current(repository, tag)) {
+        Ok(content) => Ok(content.trim().parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

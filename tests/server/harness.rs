@@ -180,7 +180,7 @@ impl Server {
             }));
         }
         let slots = Arc::new(Semaphore::new(options.connections_max));
-        let listening = server::listen(listener, Arc::clone(&doors), slots, phases);
+        let listening = server::listen(listener, 0, Arc::clone(&doors), slots, phases);
         threads.push(std::thread::spawn(move || on_runtime(async move { listening.await.unwrap() })));
         Self { address, seen, counters, doors, phase, threads }
     }
