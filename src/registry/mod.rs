@@ -1,4 +1,4 @@
-//! The OCI distribution API for pulling: what a request means, and the answer to it.
+//! The OCI distribution API: what a request means, and the answer to it.
 //!
 //! ```text
 //! Handler::call   one request: route, registry by Host, access log and metrics at its end
@@ -6,7 +6,10 @@
 //!     └ namespace which repository is meant: local, and which upstream
 //!        ├ blobs      stored → hit; under fill → join; absent → fill
 //!        ├ manifests  by digest, or by tag with its freshness
-//!        └ tags       the list, upstream's and ours
+//!        ├ tags       the list, upstream's and ours
+//!        ├ referrers  who has this manifest as subject
+//!        ├ uploads    blobs that are pushed, through receive
+//!        └ push       manifests that are pushed, and removed
 //!           └ deliver conditions, ranges, headers → a response with its body
 //! respond         every error → status and OCI code, one table
 //! ```

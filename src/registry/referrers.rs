@@ -1,12 +1,13 @@
 //! `GET /v2/<name>/referrers/<digest>`: the manifests whose subject this is (OCI distribution spec 1.1, "Listing
 //! Referrers").
 //!
-//! Of a repository of ours: those that were pushed, which a directory beside the revisions remembers, and those that the
-//! fallback tag `sha256-<hex>` lists, which clients keep where a registry has no such list, as distribution does not. Of
-//! what was fetched, the fallback tag is what can be known.
+//! The union of three: those that were pushed here, which a directory beside the revisions remembers; those that upstream
+//! lists, asked each time; and those that the fallback tag `sha256-<hex>` lists, ours or upstream's, which clients keep
+//! where a registry has no such list, as distribution has none. When upstream fails, the list is what is known without.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use http::{Method, Response, request};
@@ -30,6 +31,8 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 const REFERRERS_MAX: usize = 10_000;
 /// Referrers in one answer; more come in pages.
 const PAGE_MAX: usize = 500;
+/// How long upstream may take for its list.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Registry {
     pub(super) async fn referrers(
@@ -53,6 +56,25 @@ impl Registry {
                 {
                     found.insert(digest.to_string(), described(digest, blob.len, &manifest));
                 }
+            }
+        }
+        if let Some(remote) = &target.remote {
+            let asking = remote.via.upstream.referrers(&remote.name, subject);
+            match tokio::time::timeout(PATIENCE, asking).await {
+                Ok(Ok(listed)) => {
+                    for descriptor in listed {
+                        found.entry(descriptor.digest.to_string()).or_insert(descriptor);
+                    }
+                }
+                Ok(Err(error)) if error.is_absence() => {}
+                Ok(Err(error)) => tracing::warn!(
+                    repository = %remote.stored, %subject, reason = error.reason(), %error,
+                    "upstream does not list referrers: listing what is known without"
+                ),
+                Err(_) => tracing::warn!(
+                    repository = %remote.stored, %subject,
+                    "upstream takes too long to list referrers: listing what is known without"
+                ),
             }
         }
         for descriptor in self.fallback(worker, target, subject, record).await {

@@ -165,6 +165,14 @@ impl ApiError {
         .header(ALLOW, HeaderValue::from_static(allowed))
     }
 
+    /// What an invalid tag is to who asks for it: 404, with the reason.
+    pub(super) fn absent_tag(self) -> Self {
+        match self.code {
+            ErrorCode::TagInvalid => Self::new(ErrorCode::ManifestUnknown, self.message),
+            _ => self,
+        }
+    }
+
     /// Adds header fields.
     #[must_use]
     pub(super) fn headed(mut self, headers: HeaderMap) -> Self {

@@ -24,6 +24,7 @@ mod headers;
 mod manifests;
 mod options;
 mod realm;
+mod referrers;
 mod tags;
 mod tls;
 

@@ -123,6 +123,8 @@ pub enum Operation {
     ManifestHead,
     /// GET of one page of a tag list.
     Tags,
+    /// GET of one page of a list of referrers.
+    Referrers,
     /// A request to a token server.
     Token,
 }
@@ -136,6 +138,7 @@ impl Operation {
             Self::Manifest => "manifest",
             Self::ManifestHead => "manifest_head",
             Self::Tags => "tags",
+            Self::Referrers => "referrers",
             Self::Token => "token",
         }
     }

@@ -85,7 +85,7 @@ fn page_call(repository: &RepositoryName, url: Url) -> Call<'_> {
 }
 
 /// The next page's URL: below the same origin, and not the page it stands on.
-fn next_page(endpoint: &Endpoint, page: &Url, fields: &HeaderMap) -> Result<Option<Url>, String> {
+pub(super) fn next_page(endpoint: &Endpoint, page: &Url, fields: &HeaderMap) -> Result<Option<Url>, String> {
     let Some(link) = headers::next_link(fields) else { return Ok(None) };
     let next = page.join(&link).map_err(|error| format!("next page {}: {error}", quoted(&link)))?;
     if Origin::of(&next).as_ref() != Some(&endpoint.origin) {

@@ -1,0 +1,84 @@
+//! The manifests that have another one as their subject (OCI distribution spec 1.1, "Listing Referrers").
+
+use http::{HeaderMap, Method, header};
+use tokio::time::{Duration, Instant};
+use url::Url;
+
+use super::Upstream;
+use super::endpoint::{Endpoint, EndpointChoice};
+use super::error::{Attempt, UpstreamError};
+use super::exchange::{Answer, Call, document, field};
+use super::options::Operation;
+use super::tags::next_page;
+use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, media_type};
+
+/// How many pages are followed.
+const PAGES_MAX: usize = 100;
+/// How long all pages together may be, in bytes.
+const BYTES_MAX: usize = 8 << 20;
+/// How long all pages together may take.
+const LIST_TIMEOUT: Duration = Duration::from_mins(1);
+
+impl Upstream {
+    /// The descriptors of all manifests whose subject is `subject`, as upstream lists them. [`UpstreamError::NotFound`] from
+    /// an upstream that has no such list, as distribution has none. Bounded by 100 pages, 8 MiB and a minute per endpoint.
+    /// Cancel-safe.
+    pub async fn referrers(
+        &self,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, UpstreamError> {
+        let repository = self.canonical(repository);
+        let mut walk = self.endpoints.walk(EndpointChoice::First);
+        loop {
+            match self.referrers_from(walk.endpoint(), &repository, subject).await {
+                Ok(found) => return Ok(found),
+                Err(error) => walk.next(error)?,
+            }
+        }
+    }
+
+    async fn referrers_from(
+        &self,
+        endpoint: &Endpoint,
+        repository: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, UpstreamError> {
+        let deadline = Instant::now() + LIST_TIMEOUT;
+        let mut url = endpoint.url(&format!("{repository}/referrers/{subject}"), None);
+        let mut found = Vec::new();
+        let mut bytes_left = BYTES_MAX;
+        for _ in 0..PAGES_MAX {
+            let call = page_call(repository, subject, url.clone());
+            let Answer { response, attempt } = self.exchange(endpoint, &call).await?;
+            let malformed = |what: String| UpstreamError::Malformed { attempt: attempt.clone(), what };
+            let next = next_page(endpoint, &url, response.headers()).map_err(malformed)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let text = document(response, bytes_left, self.stall_timeout, left, &attempt).await?;
+            bytes_left -= text.len();
+            let index = Manifest::parse(&text, Some(media_type::OCI_INDEX));
+            let index = index.map_err(|error| malformed(format!("not a list of referrers: {error}")))?;
+            found.extend(index.manifests);
+            match next {
+                Some(next) => url = next,
+                None => return Ok(found),
+            }
+        }
+        let attempt = Attempt::new(&endpoint.label, Operation::Referrers, repository.as_str());
+        Err(UpstreamError::Unexpected { attempt, what: format!("more than {PAGES_MAX} pages of referrers") })
+    }
+}
+
+fn page_call<'a>(repository: &'a RepositoryName, subject: &Digest, url: Url) -> Call<'a> {
+    let mut fields = HeaderMap::new();
+    fields.insert(header::ACCEPT, field(media_type::OCI_INDEX));
+    fields.insert(header::ACCEPT_ENCODING, field("identity"));
+    Call {
+        operation: Operation::Referrers,
+        repository,
+        method: Method::GET,
+        url,
+        headers: fields,
+        subject: subject.to_string(),
+    }
+}
