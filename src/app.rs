@@ -30,6 +30,7 @@ use crate::admin::{self, Readiness};
 use crate::config::{Config, ConfigError, RegistryConfig, ServerConfig};
 use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
+use crate::registry::access::AccessError;
 use crate::registry::{Handler, Site};
 use crate::server::{self, Counters, Doors, Phase, Seat, ServerOptions, Worker};
 use crate::store::renew_generation;
@@ -72,6 +73,9 @@ pub enum Error {
     /// An upstream's configuration names what cannot be used.
     #[error(transparent)]
     Upstream(#[from] UpstreamConfigError),
+    /// A file that access depends on cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The system refused what every server needs.
     #[error("cannot {what}: {cause}")]
     System {
@@ -88,7 +92,7 @@ pub enum Error {
 impl Error {
     /// Whether the configuration is at fault rather than the system.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Upstream(_))
+        matches!(self, Self::Upstream(_) | Self::Access(_))
     }
 
     fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {

@@ -181,6 +181,8 @@ fn the_readme_names_every_key() {
     // Keys that are shown only if they are given.
     let mut keys =
         vec!["admin", "max_size", "username", "password", "password_file", "docker_config", "ca_file"];
+    keys.extend(["anonymous_repositories", "htpasswd", "users", "repositories", "actions"]);
+    keys.extend(["realm", "service", "issuer", "keys", "jwks"]);
     keys.extend(text(&output.stdout).lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)));
     for key in keys {
         assert!(readme.contains(&format!("| `{key}` |")), "{key} is not in a table of the README");

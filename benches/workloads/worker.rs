@@ -12,6 +12,7 @@ use spliceway::fill::Fills;
 use spliceway::fill::fetch::{Source, TURNS};
 use spliceway::metrics::Metrics;
 use spliceway::oci::{Algorithm, Digest, RepositoryName};
+use spliceway::registry::access::{Access, AccessOptions};
 use spliceway::registry::{Arrived, Handler, Registry, RegistryOptions, RegistryUpstream, RequestBody, Site};
 use spliceway::store::upload::UploadLimits;
 use spliceway::store::{Layout, LinkKind, Store, StoreOptions, StoredRepository};
@@ -87,8 +88,10 @@ impl Worker {
             manifest_bytes_max: 4 << 20,
             uploads: UploadLimits { sessions_max: 1, expiry: Duration::from_hours(1), bytes_max: u64::MAX },
         };
+        let access = Access::new(AccessOptions::open()).expect("it reads no file");
         let (site_local, site_fills) = (Arc::clone(&local), Arc::clone(&fills));
-        let registry = Registry::new(options, site_local, site_fills, vec![upstream], None, metrics.clone());
+        let registry =
+            Registry::new(options, access, site_local, site_fills, vec![upstream], None, metrics.clone());
         let site = Site { hosts: Vec::new(), listeners: Vec::new(), default: Arc::new(registry) };
         let files = tasks
             .block_on(&runtime, async { Files::new(sys::probe().is_ok()) })

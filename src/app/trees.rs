@@ -12,6 +12,7 @@ use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
 use crate::metrics::Metrics;
+use crate::registry::access::Access;
 use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
 use crate::store::upload::UploadLimits;
 use crate::store::{Store, StoreOptions};
@@ -81,6 +82,7 @@ impl Trees {
             .iter()
             .map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics))
             .collect::<Result<Vec<_>, _>>()?;
+        let access = Access::new(config.access.clone())?;
         let options = RegistryOptions {
             far_range: config.far_range,
             ranges_max: config.ranges_max,
@@ -94,7 +96,7 @@ impl Trees {
         self.local.insert(config.local.clone(), Arc::clone(&local));
         self.cache.insert(config.cache.clone(), Arc::clone(&fills));
         let secret = config.http_secret.as_ref().map(Secret::expose);
-        Ok(Registry::new(options, local, fills, upstreams, secret, metrics.clone()))
+        Ok(Registry::new(options, access, local, fills, upstreams, secret, metrics.clone()))
     }
 }
 

@@ -32,7 +32,9 @@ pub(super) fn load(flags: &Flags, variables: Variables<'_>) -> Result<Config, Co
     let mut warnings = Vec::new();
     let server = check_server(&source, &given, file.server)?;
     let upstream = given.text(flags.upstream.as_ref(), "--upstream", "SPLICEWAY_UPSTREAM");
-    let registries = registry::check(&source, &server, file.registry, upstream, &mut warnings)?;
+    let exposed = given.exposed(&server.listen);
+    let registries =
+        registry::check(&source, &server, exposed.as_deref(), file.registry, upstream, &mut warnings)?;
     Ok(Config { server, registries, warnings })
 }
 
@@ -83,6 +85,15 @@ impl Given<'_> {
         self.text(flag, flag_name, variable).map(|(origin, text)| (origin, Scalar::Text(text)))
     }
 
+    /// Where others than this machine can connect, for a reader; `None` if only this one can.
+    fn exposed(&self, listen: &[SocketAddr]) -> Option<String> {
+        if self.variable(PASSED_SOCKETS).is_some() {
+            return Some(format!("the sockets of {PASSED_SOCKETS}"));
+        }
+        let foreign = listen.iter().find(|address| !address.ip().to_canonical().is_loopback());
+        foreign.map(ToString::to_string)
+    }
+
     fn listen(&self) -> Option<(Origin, Texts)> {
         if !self.flags.listen.is_empty() {
             return Some((Origin::Flag("--listen"), Texts(self.flags.listen.clone())));
@@ -91,6 +102,9 @@ impl Given<'_> {
             .map(|(origin, text)| (origin, Texts(text.split(',').map(|one| one.trim().to_owned()).collect())))
     }
 }
+
+/// See [`Given::exposed`]; what systemd passes on is not known before it is taken over.
+const PASSED_SOCKETS: &str = "LISTEN_FDS";
 
 fn check_server(
     source: &Source<'_>,

@@ -9,6 +9,7 @@
 //! file, then the default. Reloading is loading again with the same flags; the rooms take over what they can change
 //! while they run. A relative path, wherever it is written, starts at the directory that the program was started in.
 
+mod access;
 mod check;
 mod credentials;
 mod error;
@@ -31,6 +32,7 @@ use url::Url;
 
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
+use crate::registry::access::AccessOptions;
 use crate::sys::Mode;
 
 /// What `serve` was given on its command line, as it was typed.
@@ -130,6 +132,9 @@ pub struct RegistryConfig {
     pub http_secret: Option<Secret>,
     /// Open blobs kept for the next request. `None`: see [`RegistryConfig::handles`].
     pub handles_max: Option<NonZeroUsize>,
+    /// Who may do what. Default: everything is open to anybody if only this machine can connect, else pulling is; nothing
+    /// is, once there is something to log in to.
+    pub access: AccessOptions,
     /// Where content comes from that is not held; names and aliases are unique, at most one is the default.
     pub upstreams: Vec<UpstreamConfig>,
 }

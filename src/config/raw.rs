@@ -58,6 +58,7 @@ pub(super) struct Registry {
     pub(super) uploads_max: Setting<Scalar>,
     pub(super) upload_expiry: Setting<Scalar>,
     pub(super) http_secret: Setting<Secret>,
+    pub(super) access: Option<Spanned<Access>>,
     #[serde(default)]
     pub(super) upstream: Vec<Spanned<Upstream>>,
 }
@@ -82,6 +83,35 @@ pub(super) struct Upstream {
     pub(super) header_timeout: Setting<Scalar>,
     pub(super) stall_timeout: Setting<Scalar>,
     pub(super) retries: Setting<Scalar>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Access {
+    pub(super) anonymous: Setting<Texts>,
+    pub(super) anonymous_repositories: Setting<Texts>,
+    pub(super) htpasswd: Setting<PathBuf>,
+    #[serde(default)]
+    pub(super) rules: Vec<Spanned<Rule>>,
+    pub(super) token: Option<Spanned<Token>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    pub(super) users: Setting<Texts>,
+    pub(super) repositories: Setting<Texts>,
+    pub(super) actions: Setting<Texts>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Token {
+    pub(super) realm: Setting<Scalar>,
+    pub(super) service: Setting<Scalar>,
+    pub(super) issuer: Setting<Scalar>,
+    pub(super) keys: Setting<Texts>,
+    pub(super) jwks: Setting<PathBuf>,
 }
 
 /// A string or an integer. Flags and variables are always text; a file may say `workers = 4` or `workers = "4"`.

@@ -10,12 +10,14 @@ use toml::Spanned;
 use super::error::{ConfigError, Origin};
 use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
 use super::raw::{self, Scalar, Setting, Texts};
-use super::{RegistryConfig, ServerConfig, name, upstream};
+use super::{RegistryConfig, ServerConfig, access, name, upstream};
 
-/// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`.
+/// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`;
+/// `exposed` is where others than this machine can connect, if anywhere.
 pub(super) fn check(
     source: &Source<'_>,
     server: &ServerConfig,
+    exposed: Option<&str>,
     raw: Vec<Spanned<raw::Registry>>,
     mut shorthand: Option<(Origin, String)>,
     warnings: &mut Vec<String>,
@@ -29,7 +31,7 @@ pub(super) fn check(
     let mut seen = Seen { data: server.data.clone(), addresses, ..Seen::default() };
     let mut registries = Vec::with_capacity(tables.len());
     for (at, table) in tables {
-        let registry = Registry { source, at, first: registries.is_empty() };
+        let registry = Registry { source, at, exposed, first: registries.is_empty() };
         // `take`: the flag is about the first registry.
         registries.push(registry.check(table, shorthand.take(), &mut seen, warnings)?);
     }
@@ -50,6 +52,7 @@ struct Seen {
 struct Registry<'a> {
     source: &'a Source<'a>,
     at: Origin,
+    exposed: Option<&'a str>,
     first: bool,
 }
 
@@ -83,7 +86,12 @@ impl Registry<'_> {
             Some((origin, url)) => vec![upstream::shorthand(source, origin, &url, warnings)?],
             None => upstream::check(source, &table, raw.upstream, warnings)?,
         };
+        let own = listen.iter().find(|address| !address.ip().to_canonical().is_loopback());
+        let exposed = self.exposed.map(str::to_owned).or_else(|| own.map(ToString::to_string));
+        let place = access::Place { source, name: &name, exposed: exposed.as_deref() };
+        let access = access::check(&place, at, raw.access, warnings)?;
         Ok(RegistryConfig {
+            access,
             name,
             hosts,
             listen,

@@ -9,6 +9,7 @@ use toml::Value;
 
 use super::field::size_text;
 use super::{Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig};
+use crate::registry::access::{AccessOptions, Rights};
 
 /// See [`Config::summary`].
 pub(super) fn summary(config: &Config) -> String {
@@ -16,6 +17,7 @@ pub(super) fn summary(config: &Config) -> String {
     server(&mut table, &config.server);
     for one in &config.registries {
         registry(&mut table, one);
+        access(&mut table, &one.access);
         for one in &one.upstreams {
             upstream(&mut table, one);
         }
@@ -63,6 +65,35 @@ fn registry(table: &mut Table, registry: &RegistryConfig) {
         table.text("http_secret", "(set)");
     }
     table.plain("handles_max", registry.handles_max.map_or(0, Into::into));
+}
+
+fn access(table: &mut Table, access: &AccessOptions) {
+    let words = |rights: Rights| rights.words().collect::<Vec<_>>();
+    table.start("\n[registry.access]");
+    table.list("anonymous", &words(access.anonymous.rights));
+    if !access.anonymous.is_everywhere() {
+        table.list("anonymous_repositories", &access.anonymous.repositories);
+    }
+    if let Some(path) = &access.htpasswd {
+        table.path("htpasswd", path);
+    }
+    for rule in &access.rules {
+        table.start("\n[[registry.access.rules]]");
+        table.list("users", &rule.users);
+        table.list("repositories", &rule.grant.repositories);
+        table.list("actions", &words(rule.grant.rights));
+    }
+    if let Some(token) = &access.token {
+        table.start("\n[registry.access.token]");
+        table.text("realm", &token.realm);
+        table.text("service", &token.service);
+        table.text("issuer", &token.issuer);
+        let keys: Vec<_> = token.keys.iter().map(|path| path.display()).collect();
+        table.list("keys", &keys);
+        if let Some(path) = &token.jwks {
+            table.path("jwks", path);
+        }
+    }
 }
 
 fn upstream(table: &mut Table, upstream: &UpstreamConfig) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, request};
 
+use super::access::{Action, TOKEN_PATH, Wish};
 use super::access_log::Record;
 use super::namespace::{Registry, Target};
 use super::receive::Payload;
@@ -194,6 +195,14 @@ impl Handler {
         if matches!(head.method, Method::CONNECT | Method::TRACE) {
             return Err(ApiError::method_not_allowed(&head.method, "GET, HEAD"));
         }
+        let site = Arc::clone(&self.site.read().unwrap_or_else(PoisonError::into_inner));
+        let registry = site.registry(&head.headers, listener);
+        if head.uri.path() == TOKEN_PATH
+            && let Some(answer) = registry.access.token(head, record.peer).await
+        {
+            record.route = "token";
+            return answer;
+        }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         // What cannot be there is not there, to who only looks for it: the OCI conformance tests ask for that.
         let route =
@@ -202,15 +211,23 @@ impl Handler {
         if !route.allows(&head.method) {
             return Err(ApiError::method_not_allowed(&head.method, route.allowed()));
         }
-        let query = Query::parse(head.uri.query())?;
-        let site = Arc::clone(&self.site.read().unwrap_or_else(PoisonError::into_inner));
-        let registry = site.registry(&head.headers, listener);
-        let target = |name| registry.target(name, query.namespace.as_deref());
+        let mut query = Query::parse(head.uri.query())?;
+        permit(registry, head, &route, &query, record).await?;
         if reads {
-            self.read(head, registry, &route, &query, record).await
-        } else {
-            self.write(head, registry, target(route.repository()?)?, &route, &query, payload).await
+            return self.read(head, registry, &route, &query, record).await;
         }
+        let Some(name) = route.repository() else { return Err(ApiError::no_such_endpoint(head.uri.path())) };
+        let target = registry.target(name, query.namespace.as_deref())?;
+        if query.mount.is_some()
+            && let Some(from) = &query.from
+        {
+            let wish = Wish { repository: Some(from), action: Action::Pull };
+            if registry.access.permit(&head.headers, record.peer, &[wish]).await.is_err() {
+                // Who may not read there gets an ordinary upload, as if nothing were there.
+                query.from = None;
+            }
+        }
+        self.write(head, registry, &target, &route, &query, payload).await
     }
 
     async fn read(
@@ -244,12 +261,12 @@ impl Handler {
         &self,
         head: &request::Parts,
         registry: &Arc<Registry>,
-        target: Target,
+        target: &Target,
         route: &Route,
         query: &Query,
         payload: Option<Payload>,
     ) -> Result<Response<Body>, ApiError> {
-        let (worker, target) = (&self.worker, &target);
+        let worker = &self.worker;
         match (route, &head.method) {
             (Route::Blob(_, digest), _) => registry.delete_blob(target, digest).await,
             (Route::Manifest(_, reference), &Method::DELETE) => {
@@ -259,9 +276,7 @@ impl Handler {
                 let putting = registry.put_manifest(worker, head, target, reference, query, payload);
                 Box::pin(putting).await
             }
-            (Route::Uploads(_), _) => {
-                Box::pin(registry.begin_upload(worker, target, query, true, payload)).await
-            }
+            (Route::Uploads(_), _) => Box::pin(registry.begin_upload(worker, target, query, payload)).await,
             (Route::Upload(_, Some(id)), &Method::PATCH) => {
                 Box::pin(registry.patch_upload(head, target, id, payload)).await
             }
@@ -272,6 +287,28 @@ impl Handler {
             _ => Err(ApiError::upload_unknown(&head.uri.path())),
         }
     }
+}
+
+/// Whether the client may do what it asks for; nothing is looked up before.
+async fn permit(
+    registry: &Registry,
+    head: &request::Parts,
+    route: &Route,
+    query: &Query,
+    record: &Record,
+) -> Result<(), ApiError> {
+    let action = match (route, &head.method) {
+        (Route::Base, _) => Action::Ping,
+        // How far a session is concerns who writes to it.
+        (Route::Uploads(_) | Route::Upload(..), _) => Action::Push,
+        (_, &Method::GET | &Method::HEAD) => Action::Pull,
+        (_, &Method::DELETE) => Action::Delete,
+        _ => Action::Push,
+    };
+    let name = route.repository().map(|name| registry.known_as(name, query.namespace.as_deref()));
+    let repository = name.transpose()?;
+    let wish = Wish { repository: repository.as_deref(), action };
+    registry.access.permit(&head.headers, record.peer, &[wish]).await
 }
 
 /// `/v2/`: an empty object, as distribution says.

@@ -3,6 +3,7 @@
 //! ```text
 //! Handler::call   one request: route, registry by Host, access log and metrics at its end
 //!  └ route        path and query → Route; nothing else reads paths
+//!     ├ access    who may do that: nothing is looked up for others
 //!     └ namespace which repository is meant: local, and which upstream
 //!        ├ blobs      stored → hit; under fill → join; absent → fill
 //!        ├ manifests  by digest, or by tag with its freshness
@@ -17,6 +18,7 @@
 //! Handlers run on the worker that has the connection; what they share ([`Registry`]) is read-mostly, and its few maps
 //! are locked for map operations only.
 
+pub mod access;
 mod access_log;
 mod blobs;
 mod deliver;

@@ -4,6 +4,7 @@
 //! component of the name may be an upstream's name; else the default upstream is meant. What is fetched is stored as
 //! `<upstream's directory>/<canonical repository>`, so equal names of two upstreams never mix.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use lru::LruCache;
 use ring::hmac;
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use super::manifests::TagAnswer;
 use super::respond::ApiError;
 use super::tags::TagList;
@@ -76,6 +78,8 @@ pub struct Registry {
     pub cache: Arc<Store>,
     /// The fills into `cache`.
     pub fills: Arc<Fills>,
+    /// Who may do what.
+    pub(super) access: Access,
     pub(super) options: RegistryOptions,
     pub(super) metrics: Metrics,
     /// What distribution signs the state of an upload with, if it is to be able to go on with ours.
@@ -130,6 +134,7 @@ impl Registry {
     /// A registry over its trees and upstreams.
     pub fn new(
         options: RegistryOptions,
+        access: Access,
         local: Arc<Store>,
         fills: Arc<Fills>,
         upstreams: Vec<RegistryUpstream>,
@@ -140,6 +145,7 @@ impl Registry {
             local,
             cache: Arc::clone(fills.store()),
             fills,
+            access,
             options,
             metrics,
             http_secret: http_secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes())),
@@ -151,6 +157,20 @@ impl Registry {
             negatives: Mutex::new(LruCache::new(nonzero(NEGATIVES_MAX))),
             lists: Mutex::new(LruCache::new(nonzero(LISTS_MAX))),
         }
+    }
+
+    /// What a repository is called where access to it is decided: with `ns=`, the upstream's name stands before its own,
+    /// as it does in a path, since it may be another repository than the one that has the name here.
+    pub(super) fn known_as<'a>(
+        &self,
+        name: &'a RepositoryName,
+        namespace: Option<&str>,
+    ) -> Result<Cow<'a, RepositoryName>, ApiError> {
+        let via = namespace.and_then(|namespace| self.upstreams.iter().find(|via| via.is_called(namespace)));
+        // Nothing is found under an unknown namespace.
+        let Some(via) = via else { return Ok(Cow::Borrowed(name)) };
+        let whole = format!("{}/{name}", via.directory).parse();
+        whole.map(Cow::Owned).map_err(|error| ApiError::name_invalid(&error))
     }
 
     /// What `name` means, with `ns=` if it was given.

@@ -23,7 +23,7 @@ use super::route::Query;
 use super::tags::QUERY_VALUE;
 use crate::body::Body;
 use crate::oci::{Descriptor, Digest, Manifest, Tag, media_type};
-use crate::store::LinkKind;
+use crate::store::{LinkKind, Looked};
 
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -78,7 +78,9 @@ impl Registry {
             }
         }
         for descriptor in self.fallback(worker, target, subject, record).await {
-            found.entry(descriptor.digest.to_string()).or_insert(descriptor);
+            if self.may_refer(worker, target, &descriptor.digest, subject).await {
+                found.entry(descriptor.digest.to_string()).or_insert(descriptor);
+            }
         }
         let wanted: HashSet<_> = query.artifact_types.iter().map(String::as_str).collect();
         let matches = |descriptor: &&Descriptor| {
@@ -117,6 +119,25 @@ impl Registry {
         Ok(response)
     }
 
+    /// Whether a manifest that the fallback tag lists has the subject, or may have it: of one that only upstream holds
+    /// there is nothing but the list's word.
+    async fn may_refer(&self, worker: &Worker, target: &Target, digest: &Digest, subject: &Digest) -> bool {
+        let places = [
+            target.local.as_ref().map(|repository| (&self.local, repository)),
+            target.remote.as_ref().map(|remote| (&self.cache, &remote.stored)),
+        ];
+        for (store, repository) in places.into_iter().flatten() {
+            let held = store.find(&worker.files, repository, LinkKind::Manifest, digest).await;
+            if let Ok(Looked { value: Some(blob), .. }) = held {
+                let manifest = self.parsed(worker, &blob).await;
+                return manifest
+                    .and_then(|manifest| manifest.subject)
+                    .is_some_and(|own| own.digest == *subject);
+            }
+        }
+        target.remote.is_some()
+    }
+
     /// What the index behind the fallback tag lists; nothing if there is none.
     async fn fallback(
         self: &Arc<Self>,
@@ -125,9 +146,10 @@ impl Registry {
         subject: &Digest,
         record: &mut Record,
     ) -> Vec<Descriptor> {
-        let tag = format!("{}-{}", subject.algorithm(), subject.hex());
-        // The tag of a longer digest is cut, as it could not be one (OCI distribution spec 1.1, "Referrers Tag Schema").
-        let Ok(tag) = tag[..tag.len().min(128)].parse::<Tag>() else { return Vec::new() };
+        // A longer digest is cut (OCI distribution spec 1.1, "Referrers Tag Schema").
+        let hex = subject.hex();
+        let tag = format!("{}-{}", subject.algorithm(), &hex[..hex.len().min(64)]);
+        let Ok(tag) = tag.parse::<Tag>() else { return Vec::new() };
         let Ok(tagged) = self.manifest_by_tag(worker, target, &tag, record).await else { return Vec::new() };
         let manifest = match &tagged.found {
             Found::Stored(blob) => self.parsed(worker, blob).await,

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -248,6 +250,26 @@ impl ApiError {
         let message =
             format!("the repository lacks {} that the manifest names: {}", missing.len(), shown.join(", "));
         Self::new(ErrorCode::ManifestBlobUnknown, message).detail(json!({ "digests": shown }))
+    }
+
+    /// The client must log in, or with something else than it did; `challenges` say how.
+    pub(super) fn unauthorized(challenges: Vec<HeaderValue>) -> Self {
+        let error = Self::new(
+            ErrorCode::Unauthorized,
+            "authentication is needed: no credentials that are accepted came along",
+        );
+        challenges.into_iter().fold(error, |error, challenge| error.header(WWW_AUTHENTICATE, challenge))
+    }
+
+    /// The client may not do this, whatever it sends.
+    pub(super) fn denied(message: &str) -> Self {
+        Self::new(ErrorCode::Denied, message)
+    }
+
+    /// The client's logins were wrong too often, or too many are being verified.
+    pub(super) fn too_many_logins(retry_after: Duration) -> Self {
+        Self::new(ErrorCode::TooManyRequests, "too many logins at once, or too many that were wrong")
+            .header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
     }
 
     pub(super) fn unexpected_body() -> Self {

@@ -93,19 +93,16 @@ impl Route {
         self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 
-    /// The repository that it is about.
-    ///
-    /// # Errors
-    /// It is about none.
-    pub(super) fn repository(&self) -> Result<&RepositoryName, ApiError> {
+    /// The repository that it is about, if it is about one.
+    pub(super) fn repository(&self) -> Option<&RepositoryName> {
         match self {
             Self::Blob(name, _)
             | Self::Manifest(name, _)
             | Self::Tags(name)
             | Self::Referrers(name, _)
             | Self::Uploads(name)
-            | Self::Upload(name, _) => Ok(name),
-            Self::Base => Err(ApiError::no_such_endpoint("/v2/")),
+            | Self::Upload(name, _) => Some(name),
+            Self::Base => None,
         }
     }
 

@@ -28,17 +28,16 @@ use crate::store::{LinkKind, StoredRepository, on_store_thread};
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
 impl Registry {
-    /// `POST …/blobs/uploads/`: a mount, a whole blob, or a new session. `may_mount`: the client may read `from`.
+    /// `POST …/blobs/uploads/`: a mount, from where the client may read, a whole blob, or a new session.
     pub(super) async fn begin_upload(
         self: &Arc<Self>,
         worker: &Worker,
         target: &Target,
         query: &Query,
-        may_mount: bool,
         payload: Option<Payload>,
     ) -> Result<Response<Body>, ApiError> {
         let repository = target.pushed_to()?;
-        if let (Some(digest), Some(from), true) = (&query.mount, &query.from, may_mount)
+        if let (Some(digest), Some(from)) = (&query.mount, &query.from)
             && self.mount(worker, repository, from, digest).await?
         {
             return Ok(created(&target.name, digest));

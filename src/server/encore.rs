@@ -28,7 +28,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT};
 use http::{StatusCode, Version, request, response};
 use tokio::net::TcpStream;
 
@@ -215,12 +215,18 @@ impl Answer {
 }
 
 /// Whether the answer to this request may be given again to others that look the same: nothing but the head matters to
-/// it, and the connection stays open.
+/// it, the connection stays open, and it holds no password, as it would be kept.
 pub(super) fn is_repeatable(head: &request::Parts) -> bool {
     let keeps_open = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
     head.version == Version::HTTP_11
         && head.headers.get_all(CONNECTION).iter().all(keeps_open)
         && !head.headers.contains_key(EXPECT)
+        && !head.headers.get_all(AUTHORIZATION).iter().any(holds_password)
+}
+
+/// `Basic`, and whatever else is no token that expires.
+fn holds_password(credentials: &http::HeaderValue) -> bool {
+    credentials.as_bytes().get(..7).is_none_or(|scheme| !scheme.eq_ignore_ascii_case(b"bearer "))
 }
 
 /// An answer that is being given again. Its drop is its end.

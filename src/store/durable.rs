@@ -82,6 +82,17 @@ impl Temporary {
         &self.path
     }
 
+    /// Appends all that `source` still has.
+    pub(crate) fn take_all(&mut self, source: &mut File) -> io::Result<u64> {
+        io::copy(source, &mut self.file)
+    }
+
+    /// Another handle, with the file's lock, which both share.
+    pub(crate) fn locked(&self) -> io::Result<File> {
+        self.file.lock()?;
+        self.file.try_clone()
+    }
+
     /// Writes more of the content.
     pub(crate) fn write(&mut self, content: &[u8]) -> io::Result<()> {
         self.file.write_all(content)

@@ -414,8 +414,12 @@ pub struct ShardLock {
 
 /// Waits for the lock under which `digest` is published, linked or swept. Held for the time of a few system calls.
 pub fn lock_shard(layout: &Layout, digest: &Digest) -> io::Result<ShardLock> {
-    let path = layout.lock(digest);
-    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    lock_file(layout, &layout.lock(digest))
+}
+
+/// Waits for a lock.
+pub(super) fn lock_file(layout: &Layout, path: &Path) -> io::Result<ShardLock> {
+    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(path);
     let file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(layout.locks())?;

@@ -20,6 +20,7 @@
 //! fills/<alg>/<hex>/{data,state.json}     a fill in progress (or interrupted)
 //! fills/tmp/<random>                      a small file on its way to its name; swept at start
 //! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest
+//! locks/tags-<00..ff>                     one of 256 shards: setting and removing a tag of `local`
 //! locks/evict                             held by the one process that evicts
 //! ```
 
@@ -231,6 +232,11 @@ impl Layout {
     /// The lock file of a digest's shard.
     pub fn lock(&self, digest: &Digest) -> PathBuf {
         self.locks().join(format!("{:02x}", digest.shard()))
+    }
+
+    /// The lock file of a shard of tags.
+    pub fn tag_lock(&self, shard: u8) -> PathBuf {
+        self.locks().join(format!("tags-{shard:02x}"))
     }
 
     /// The lock that the one evictor of this directory holds.

@@ -219,7 +219,7 @@ impl Store {
     pub async fn remove_tag(self: &Arc<Self>, repository: &StoredRepository, tag: &Tag) -> io::Result<bool> {
         let (repository, tag) = (repository.clone(), tag.clone());
         self.blocking(move |store| {
-            let result = refs::remove_tag(&store.layout, &repository, &tag, store.durability());
+            let result = refs::remove_tag(&store.layout, &repository, &tag, None, store.durability());
             // Whatever came of it: a failure may have come after the change.
             store.handles.forget_tag(&repository, &tag);
             result

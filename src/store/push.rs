@@ -170,8 +170,9 @@ pub(super) fn remove_manifest(
     }
     let mut removed = Vec::new();
     for tag in refs::tags(layout, repository)?.unwrap_or_default() {
-        if refs::tagged(layout, repository, &tag)? == Some(*digest) {
-            refs::remove_tag(layout, repository, &tag, Durability::Synced)?;
+        if refs::tagged(layout, repository, &tag)? == Some(*digest)
+            && refs::remove_tag(layout, repository, &tag, Some(digest), Durability::Synced)?
+        {
             removed.push(tag);
         }
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::durable::{self, Durability};
+use super::ingest::{ShardLock, lock_file};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use crate::oci::{Algorithm, Digest, Tag};
 
@@ -52,8 +53,21 @@ pub(crate) fn set_tag(
     digest: &Digest,
     durability: Durability,
 ) -> io::Result<()> {
+    let _lock = lock_tag(layout, repository, tag, durability)?;
     point(layout, &layout.tag_index(repository, tag, digest), digest, durability)?;
     write(layout, &layout.tag_current(repository, tag), digest, durability)
+}
+
+/// The lock under which a tag of `local` is set and removed, so that neither takes away what the other has just done. Who
+/// holds locks of digests takes it after them. In `cache` upstream says again what is right.
+fn lock_tag(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+    durability: Durability,
+) -> io::Result<Option<ShardLock>> {
+    let name = Digest::of(Algorithm::Sha256, format!("{repository}:{tag}").as_bytes());
+    (durability == Durability::Synced).then(|| lock_file(layout, &layout.tag_lock(name.shard()))).transpose()
 }
 
 /// Makes `path` a link to `digest` unless it is one. A power cut may have left one without content.
@@ -84,13 +98,20 @@ pub(crate) fn confirm_tag(layout: &Layout, repository: &StoredRepository, tag: &
     File::options().write(true).open(layout.tag_current(repository, tag))?.set_modified(SystemTime::now())
 }
 
-/// Removes a tag with its history. Says whether there was one.
+/// Removes a tag with its history, if it points at `only` where that is given. Says whether it did.
 pub(crate) fn remove_tag(
     layout: &Layout,
     repository: &StoredRepository,
     tag: &Tag,
+    only: Option<&Digest>,
     durability: Durability,
 ) -> io::Result<bool> {
+    let _lock = lock_tag(layout, repository, tag, durability)?;
+    if let Some(only) = only
+        && tagged(layout, repository, tag)? != Some(*only)
+    {
+        return Ok(false);
+    }
     // `current` first: from then on the tag does not exist, whatever happens to the rest.
     let there = durable::remove_if_there(&layout.tag_current(repository, tag))?;
     match fs::remove_dir_all(layout.tag(repository, tag)) {

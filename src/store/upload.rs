@@ -221,6 +221,7 @@ impl Upload {
             Err(error) if is_absence(&error) => return Ok(Opened::Absent),
             Err(error) => return Err(error),
         };
+        let file = if meta.nlink() > 1 { parted(layout, file, &path)? } else { file };
         let states = States::read(layout, repository, id)?;
         let mut upload = Self {
             layout: layout.clone(),
@@ -241,7 +242,7 @@ impl Upload {
         let mut end = size;
         if let Some(state) = &newest {
             if state.of_this_boot {
-                if let Some(hasher) = states.hasher(state)? {
+                if let Some(hasher) = states.hasher(state) {
                     self.believed = state.offset > 0;
                     self.state_at = Some(state.offset);
                     self.data.set_hasher(hasher);
@@ -371,6 +372,17 @@ impl Sink for Upload {
     }
 }
 
+/// A session that was interrupted between publication and its own end shares its file with a blob, which nobody may
+/// change: it goes on with a copy.
+fn parted(layout: &Layout, mut shared: File, path: &Path) -> io::Result<File> {
+    let mut copy = durable::Temporary::create(&layout.temporary())?;
+    copy.take_all(&mut shared)?;
+    // Locked before it has the session's name: whoever opens it by that finds the session taken.
+    let file = copy.locked()?;
+    copy.replace(path, Durability::Synced)?;
+    Ok(file)
+}
+
 /// Gives a synced file its blob's name, under the digest's lock. Says whether the name was free; if not, the blob's age
 /// begins anew.
 pub(super) fn publish_linked(data: &Path, target: &Path) -> io::Result<bool> {
@@ -487,21 +499,12 @@ impl States {
     }
 
     /// The state's hash; `None` if it is none, or one of another place.
-    fn hasher(&self, state: &State) -> io::Result<Option<Hasher>> {
+    fn hasher(&self, state: &State) -> Option<Hasher> {
         let path = self.directory.join(state.offset.to_string());
-        let content = match fs::metadata(&path) {
-            Ok(meta) if meta.len() <= STATE_MAX => fs::read(&path),
-            Ok(_) => return Ok(None),
-            Err(error) => Err(error),
-        };
-        match content {
-            Ok(content) => {
-                let hasher = Hasher::from_hashstate(self.algorithm, &content);
-                Ok(hasher.filter(|hasher| hasher.len() == state.offset))
-            }
-            Err(error) if is_absence(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        // Whatever is wrong with it: the data is there.
+        let small = fs::metadata(&path).is_ok_and(|meta| meta.len() <= STATE_MAX);
+        let content = small.then(|| fs::read(&path).ok()).flatten()?;
+        Hasher::from_hashstate(self.algorithm, &content).filter(|hasher| hasher.len() == state.offset)
     }
 }
 
