@@ -10,6 +10,7 @@
 //! | `request` | what is done before and for an answer's head: checking a head, reading digests and ranges, answering |
 //! | `store` | what a fill does with the bytes that come: hashing, writing, publishing |
 //! | `fill` | what it takes to join a fill that is under way, and to follow it, for one reader among few or many |
+//! | `listing` | a page of 100 out of 100,000 tags, or of 10,000 repositories |
 //! | `hit` | one client's way to the running program and back, over loopback |
 //!
 //! A bench runs on one thread and shows times of the wall clock; the fastest is the one to compare, as noise only adds. They
@@ -20,6 +21,7 @@
 
 mod fill;
 mod hit;
+mod listing;
 mod origin;
 mod request;
 mod store;

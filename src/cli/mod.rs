@@ -4,6 +4,7 @@
 //! standard error; what a command was asked for goes to standard output.
 
 mod check_config;
+mod ls;
 mod serve;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ Examples:
       spliceway serve --upstream https://registry-1.docker.io
   Is this file right, and what does it amount to?
       spliceway check-config /etc/spliceway.toml
+  Which images are there?
+      spliceway ls localhost:5000
 
 Every flag can be given as a variable, named beside it. Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -44,6 +47,7 @@ Every flag can be given as a variable, named beside it. Exit codes: 0 done, 1 fa
 enum Command {
     Serve(serve::Serve),
     CheckConfig(check_config::CheckConfig),
+    Ls(ls::Ls),
 }
 
 /// Flags that every subcommand takes.
@@ -95,6 +99,7 @@ impl Cli {
         match self.command {
             Command::Serve(serve) => serve.run(logging),
             Command::CheckConfig(check_config) => check_config.run(),
+            Command::Ls(ls) => ls.run(logging),
         }
     }
 }

@@ -88,7 +88,7 @@ const NOT_TEXT: &str = "a password is a string: put it in quotation marks";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The password that a file holds, without the line end that editors add.
-pub(super) fn read_password(path: &Path) -> Result<Secret, String> {
+pub(crate) fn read_password(path: &Path) -> Result<Secret, String> {
     let text = read(path)?;
     let password = text.strip_suffix('\n').unwrap_or(&text);
     let password = password.strip_suffix('\r').unwrap_or(password);

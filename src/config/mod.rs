@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use url::Url;
 
+pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
 use crate::registry::access::AccessOptions;

@@ -22,7 +22,9 @@ pub use error::{ErrorCode, error_body};
 pub use hasher::Hasher;
 pub use manifest::{InvalidManifest, Kind, Manifest};
 pub use media_type::Accept;
-pub use name::{InvalidName, InvalidReference, InvalidTag, Reference, RepositoryName, Tag};
+pub use name::{
+    InvalidName, InvalidReference, InvalidTag, REPOSITORY_NAME_LEN_MAX, Reference, RepositoryName, Tag,
+};
 
 /// How much of a refused input an error message repeats, in characters.
 const QUOTED_CHARS_MAX: usize = 100;

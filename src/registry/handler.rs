@@ -241,6 +241,7 @@ impl Handler {
         let target = |name| registry.target(name, query.namespace.as_deref());
         match route {
             Route::Base => Ok(base(head)),
+            Route::Catalog => registry.catalog(head, query).await,
             Route::Blob(name, digest) => {
                 registry.blob(&self.worker, head, &target(name)?, digest, record).await
             }
@@ -299,6 +300,7 @@ async fn permit(
 ) -> Result<(), ApiError> {
     let action = match (route, &head.method) {
         (Route::Base, _) => Action::Ping,
+        (Route::Catalog, _) => Action::Catalog,
         // How far a session is concerns who writes to it.
         (Route::Uploads(_) | Route::Upload(..), _) => Action::Push,
         (_, &Method::GET | &Method::HEAD) => Action::Pull,

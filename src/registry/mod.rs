@@ -8,6 +8,7 @@
 //!        ├ blobs      stored → hit; under fill → join; absent → fill
 //!        ├ manifests  by digest, or by tag with its freshness
 //!        ├ tags       the list, upstream's and ours
+//!        ├ catalog    the repositories that are held
 //!        ├ referrers  who has this manifest as subject
 //!        ├ uploads    blobs that are pushed, through receive
 //!        └ push       manifests that are pushed, and removed
@@ -21,10 +22,12 @@
 pub mod access;
 mod access_log;
 mod blobs;
+mod catalog;
 mod deliver;
 mod handler;
 mod manifests;
 mod namespace;
+mod paging;
 mod push;
 mod receive;
 mod referrers;

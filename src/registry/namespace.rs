@@ -198,6 +198,17 @@ impl Registry {
         Ok(Target { name: name.clone(), local, remote: via.map(|via| Remote::new(via, name)), closed: None })
     }
 
+    /// The directories of `cache` that hold what clients can ask for.
+    pub(super) fn directories(&self) -> impl Iterator<Item = &str> {
+        self.upstreams.iter().map(|via| via.directory.as_str())
+    }
+
+    /// The directory of `cache` that holds what clients can ask for with `ns=`.
+    pub(super) fn directory(&self, namespace: &str) -> Result<&str, ApiError> {
+        let via = self.upstreams.iter().find(|via| via.is_called(namespace));
+        via.map(|via| via.directory.as_str()).ok_or_else(|| ApiError::namespace_unknown(namespace))
+    }
+
     /// Whether upstream said lately that it does not have this.
     pub(super) fn is_known_absent(&self, remote: &Remote, kind: LinkKind, reference: &Reference) -> bool {
         let mut negatives = self.negatives.lock().unwrap_or_else(PoisonError::into_inner);

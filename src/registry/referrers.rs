@@ -18,9 +18,10 @@ use super::blobs::disk_error;
 use super::handler::Worker;
 use super::manifests::Found;
 use super::namespace::{Registry, Target};
+use super::paging::QUERY_VALUE;
 use super::respond::ApiError;
 use super::route::Query;
-use super::tags::QUERY_VALUE;
+
 use crate::body::Body;
 use crate::oci::{Descriptor, Digest, Manifest, Tag, media_type};
 use crate::store::{LinkKind, Looked};

@@ -20,6 +20,8 @@ const QUERY_MAX: usize = 4096;
 pub enum Route {
     /// `/v2/`: does this speak the API?
     Base,
+    /// `/v2/_catalog`.
+    Catalog,
     /// `/v2/<name>/blobs/<digest>`.
     Blob(RepositoryName, Digest),
     /// `/v2/<name>/manifests/<reference>`.
@@ -47,6 +49,10 @@ impl Route {
         let Some(rest) = path.strip_prefix("/v2/") else {
             return Err(ApiError::no_such_endpoint(&path));
         };
+        // No name begins with `_`.
+        if rest == "_catalog" {
+            return Ok(Self::Catalog);
+        }
         if let Some(name) = rest.strip_suffix("/tags/list") {
             return Ok(Self::Tags(repository(name)?));
         }
@@ -80,7 +86,7 @@ impl Route {
     /// The methods that the route has, for `Allow`.
     pub(super) fn allowed(&self) -> &'static str {
         match self {
-            Self::Base | Self::Tags(_) | Self::Referrers(..) => "GET, HEAD",
+            Self::Base | Self::Catalog | Self::Tags(_) | Self::Referrers(..) => "GET, HEAD",
             Self::Blob(..) => "GET, HEAD, DELETE",
             Self::Manifest(..) => "GET, HEAD, PUT, DELETE",
             Self::Uploads(_) => "POST",
@@ -102,7 +108,7 @@ impl Route {
             | Self::Referrers(name, _)
             | Self::Uploads(name)
             | Self::Upload(name, _) => Some(name),
-            Self::Base => None,
+            Self::Base | Self::Catalog => None,
         }
     }
 
@@ -110,6 +116,7 @@ impl Route {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Base => "base",
+            Self::Catalog => "catalog",
             Self::Blob(..) => "blob",
             Self::Manifest(..) => "manifest",
             Self::Tags(_) => "tags",
@@ -226,6 +233,7 @@ mod tests {
         let cases = [
             ("/v2/", Route::Base),
             ("/v2", Route::Base),
+            ("/v2/_catalog", Route::Catalog),
             (&format!("/v2/a/b/blobs/sha256:{HEX}"), Route::Blob(name("a/b"), digest)),
             (&format!("/v2/a/blobs/sha256%3A{HEX}"), Route::Blob(name("a"), digest)),
             (&format!("/v2/a/blobs/sha256%3a{HEX}"), Route::Blob(name("a"), digest)),

@@ -1,31 +1,30 @@
-//! `GET /v2/<name>/tags/list`: upstream's tags and ours, sorted, in pages.
+//! `GET /v2/<name>/tags/list`: upstream's tags and ours, in the order of their bytes, in pages.
 //!
-//! Upstream is asked for its whole list (some registries ignore `n` and `last`), and the answer kept for its `tag_ttl`.
-//! When upstream fails, the list is what is held.
+//! Of what is held only the page is read. Upstream is asked for its whole list (some registries ignore `n` and `last`),
+//! and the answer kept for its `tag_ttl`. When upstream fails, the list is what is held.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LINK};
-use http::{Method, Response, request};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use http::{Response, request};
 use serde_json::json;
 
 use super::access_log::{CacheState, Record};
 use super::blobs::disk_error;
 use super::namespace::{Registry, Remote, Target};
+use super::paging;
 use super::respond::ApiError;
 use super::route::Query;
 use crate::body::Body;
 use crate::oci::Tag;
+use crate::store::Page;
 use crate::upstream::UpstreamError;
 
 /// A repository's tags.
 pub(super) type TagList = Arc<Vec<Tag>>;
 
-/// What need not be escaped in a query's value.
-pub(super) const QUERY_VALUE: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Tags in a page at most, whatever the client says, so that an answer stays within a few megabytes. Without `n` the
+/// whole list is meant; should it be longer than this, it comes in pages too.
+const COUNT_MAX: usize = 100_000;
 
 impl Registry {
     pub(super) async fn tags(
@@ -35,56 +34,34 @@ impl Registry {
         query: &Query,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        let tags = self.all_tags(target, record).await?;
-        let (page, is_last) = page(&tags, query);
-        let body = serde_json::to_vec(&json!({ "name": target.name.as_str(), "tags": page }))
-            .map_err(|_| ApiError::internal())?;
-        let mut response = Response::new(Body::empty());
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        if !is_last && let (Some(count), Some(last)) = (query.count, page.last()) {
-            let escaped = |text: &str| utf8_percent_encode(text, QUERY_VALUE).to_string();
-            let namespace =
-                query.namespace.as_deref().map(|ns| format!("&ns={}", escaped(ns))).unwrap_or_default();
-            let link = format!(
-                "</v2/{}/tags/list?last={}&n={count}{namespace}>; rel=\"next\"",
-                target.name,
-                escaped(last)
-            );
-            if let Ok(link) = HeaderValue::try_from(link) {
-                headers.insert(LINK, link);
-            }
-        }
-        if head.method == Method::GET {
-            *response.body_mut() = Body::bytes(body);
-        }
-        Ok(response)
+        let count = query.count.unwrap_or(COUNT_MAX).min(COUNT_MAX);
+        let tags = self.tag_page(target, query.last.as_deref(), count, record).await?;
+        let list = json!({ "name": target.name.as_str(), "tags": tags.entries });
+        let last = tags.entries.last().filter(|_| tags.more).map(Tag::as_str);
+        paging::page(head, &format!("/v2/{}/tags/list", target.name), &list, query, count, last)
     }
 
-    async fn all_tags(self: &Arc<Self>, target: &Target, record: &mut Record) -> Result<Vec<Tag>, ApiError> {
-        let mut tags = BTreeSet::new();
-        let mut known = false;
-        if let Some(local) = &target.local {
-            let held = self.local.tags(local).await.map_err(|error| disk_error("list tags", &error))?;
-            known |= held.is_some();
-            tags.extend(held.into_iter().flatten());
-        }
-        let Some(remote) = &target.remote else {
-            return if known {
-                Ok(tags.into_iter().collect())
-            } else {
-                Err(ApiError::name_unknown(&target.name))
-            };
+    async fn tag_page(
+        self: &Arc<Self>,
+        target: &Target,
+        last: Option<&str>,
+        count: usize,
+        record: &mut Record,
+    ) -> Result<Page<Tag>, ApiError> {
+        let failed = |error| disk_error("list tags", &error);
+        let pushed = match &target.local {
+            Some(local) => self.local.tags(local, last, count).await.map_err(failed)?,
+            None => None,
         };
-        match self.upstream_tags(remote, record).await {
-            Ok(list) => tags.extend(list.iter().cloned()),
-            Err(error) if error.is_absence() && known => {}
-            Err(error) if error.is_absence() => return Err(ApiError::name_unknown(&target.name)),
+        let Some(remote) = &target.remote else {
+            return pushed.ok_or_else(|| ApiError::name_unknown(&target.name));
+        };
+        let fetched = match self.upstream_tags(remote, record).await {
+            Ok(list) => Some(Page::of(&list, last, count)),
+            Err(error) if error.is_absence() => None,
             Err(error) => {
-                let held = self.cache.tags(&remote.stored).await;
-                let held = held.map_err(|error| disk_error("list tags", &error))?;
-                if held.is_none() && !known {
+                let held = self.cache.tags(&remote.stored, last, count).await.map_err(failed)?;
+                if held.is_none() && pushed.is_none() {
                     return Err(ApiError::upstream(&error, || ApiError::name_unknown(&target.name)));
                 }
                 tracing::warn!(
@@ -92,10 +69,14 @@ impl Registry {
                     "upstream does not list its tags: listing what is held"
                 );
                 record.cache = CacheState::Stale;
-                tags.extend(held.into_iter().flatten());
+                held
             }
+        };
+        match (pushed, fetched) {
+            (Some(pushed), Some(fetched)) => Ok(pushed.union(fetched, count)),
+            (Some(page), None) | (None, Some(page)) => Ok(page),
+            (None, None) => Err(ApiError::name_unknown(&target.name)),
         }
-        Ok(tags.into_iter().collect())
     }
 
     async fn upstream_tags(
@@ -116,37 +97,5 @@ impl Registry {
         let (answer, joined) = self.lists_asked.answer(remote.stored.clone(), ask).await;
         record.cache = if joined { CacheState::Join } else { CacheState::Miss };
         answer.unwrap_or_else(|| Err(super::manifests::gave_up(remote)))
-    }
-}
-
-/// The page that the query asks for, and whether it is the last one.
-fn page<'a>(tags: &'a [Tag], query: &Query) -> (Vec<&'a str>, bool) {
-    let start = query.last.as_deref().map_or(0, |last| tags.partition_point(|tag| tag.as_str() <= last));
-    let count = query.count.unwrap_or(usize::MAX).min(tags.len() - start);
-    let page = &tags[start..start + count];
-    (page.iter().map(Tag::as_str).collect(), start + count == tags.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_go_on_after_the_last_entry_whether_it_exists_or_not() {
-        let tags: Vec<Tag> =
-            ["a", "b", "c", "d"].into_iter().map(|tag| tag.parse().expect("valid")).collect();
-        let query =
-            |count, last: Option<&str>| Query { count, last: last.map(str::to_owned), ..Query::default() };
-        let cases = [
-            (query(None, None), vec!["a", "b", "c", "d"], true),
-            (query(Some(2), None), vec!["a", "b"], false),
-            (query(Some(2), Some("b")), vec!["c", "d"], true),
-            (query(Some(9), Some("bb")), vec!["c", "d"], true),
-            (query(Some(0), None), vec![], false),
-            (query(None, Some("d")), vec![], true),
-        ];
-        for (query, expected, is_last) in cases {
-            assert_eq!(page(&tags, &query), (expected, is_last), "{query:?}");
-        }
     }
 }

@@ -83,6 +83,13 @@ impl Layout {
         Self { root, registry }
     }
 
+    /// The layout whose `blobs/` and `repositories/` are in `registry`, whatever that is called: distribution alone may
+    /// have written it, so nothing of Spliceway's own is beside it.
+    pub fn of_registry(registry: impl Into<PathBuf>) -> Self {
+        let registry = registry.into();
+        Self { root: registry.clone(), registry }
+    }
+
     /// The directory that holds everything of this tree.
     pub fn root(&self) -> &Path {
         &self.root

@@ -18,6 +18,7 @@ mod handles;
 pub mod ingest;
 pub mod layout;
 mod links;
+pub mod listing;
 pub mod pump;
 mod push;
 pub mod recover;
@@ -34,6 +35,7 @@ pub use blob::{Blob, Held, Labels, REVALIDATE_AFTER, generation, renew_generatio
 use bytes::Bytes;
 pub use layout::{Layout, LinkKind, StoredRepository};
 pub use links::{Looked, TagLink};
+pub use listing::{Listings, Page};
 pub use push::PushedManifest;
 pub use usage::{Reservation, Usage};
 
@@ -64,6 +66,7 @@ pub struct Store {
     handles: handles::Handles,
     options: StoreOptions,
     usage: Usage,
+    listings: Listings,
 }
 
 impl Store {
@@ -83,6 +86,7 @@ impl Store {
             layout,
             options,
             usage: Usage::default(),
+            listings: Listings::default(),
         })
     }
 
@@ -364,10 +368,31 @@ impl Store {
         self.blocking(move |store| refs::referrers(&store.layout, &repository, &subject, max)).await
     }
 
-    /// The tags of a repository, unordered; `None` if the tree does not know it.
-    pub async fn tags(self: &Arc<Self>, repository: &StoredRepository) -> io::Result<Option<Vec<Tag>>> {
-        let repository = repository.clone();
-        self.blocking(move |store| refs::tags(&store.layout, &repository)).await
+    /// The first `n` tags of a repository after `last`; `None` if the tree does not know it.
+    pub async fn tags(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        last: Option<&str>,
+        n: usize,
+    ) -> io::Result<Option<Page<Tag>>> {
+        let (repository, last) = (repository.clone(), last.map(str::to_owned));
+        self.blocking(move |store| store.listings.tags(&store.layout, &repository, last.as_deref(), n)).await
+    }
+
+    /// The first `n` repositories after `last` that have something to pull, of those below `below` if that is given.
+    pub async fn repositories(
+        self: &Arc<Self>,
+        below: Option<&str>,
+        last: Option<&str>,
+        n: usize,
+    ) -> io::Result<Page<String>> {
+        let (below, last) = (below.map(str::to_owned), last.map(str::to_owned));
+        self.blocking(move |store| {
+            let (below, last) = (below.as_deref(), last.as_deref());
+            // A page without what cannot be read would say that it does not exist.
+            store.listings.repositories(&store.layout, below, last, n, &mut Err)
+        })
+        .await
     }
 
     /// Forgets an open blob, so that the next look goes to the disk.

@@ -169,7 +169,8 @@ pub(super) fn remove_manifest(
         return Ok(None);
     }
     let mut removed = Vec::new();
-    for tag in refs::tags(layout, repository)?.unwrap_or_default() {
+    for tag in refs::all_tags(layout, repository)? {
+        let tag = tag?;
         if refs::tagged(layout, repository, &tag)? == Some(*digest)
             && refs::remove_tag(layout, repository, &tag, Some(digest), Durability::Synced)?
         {

@@ -178,6 +178,23 @@ pub(crate) fn referrers(
     Ok(found)
 }
 
+/// Every tag of a repository, in no order, one at a time; some may not point at anything.
+pub(crate) fn all_tags(
+    layout: &Layout,
+    repository: &StoredRepository,
+) -> io::Result<impl Iterator<Item = io::Result<Tag>>> {
+    let entries = match fs::read_dir(layout.tags(repository)) {
+        Ok(entries) => Some(entries),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let tag = |entry: io::Result<fs::DirEntry>| match entry {
+        Ok(entry) => entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Ok),
+        Err(error) => Some(Err(error)),
+    };
+    Ok(entries.into_iter().flatten().filter_map(tag))
+}
+
 /// What a tag points at; `None` if there is no such tag.
 pub(crate) fn tagged(
     layout: &Layout,
@@ -189,27 +206,4 @@ pub(crate) fn tagged(
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The tags of a repository, unordered; `None` if the tree does not know the repository.
-pub(crate) fn tags(layout: &Layout, repository: &StoredRepository) -> io::Result<Option<Vec<Tag>>> {
-    let entries = match fs::read_dir(layout.tags(repository)) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let known = layout.repository(repository).join("_layers").try_exists()?;
-            return Ok(known.then(Vec::new));
-        }
-        Err(error) => return Err(error),
-    };
-    let mut tags = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let Some(tag) = entry.file_name().to_str().and_then(|name| name.parse::<Tag>().ok()) else {
-            continue;
-        };
-        if entry.path().join("current/link").try_exists()? {
-            tags.push(tag);
-        }
-    }
-    Ok(Some(tags))
 }

@@ -75,8 +75,8 @@ pub(super) struct Authenticator {
 struct EndpointAuth {
     /// The endpoint asked for Basic: it is sent unasked from then on.
     wants_basic: AtomicBool,
-    /// By repository.
-    tokens: Mutex<LruCache<RepositoryName, Arc<sync::Mutex<Slot>>>>,
+    /// By repository; `None` is the catalog's.
+    tokens: Mutex<LruCache<Option<RepositoryName>, Arc<sync::Mutex<Slot>>>>,
 }
 
 /// A repository's token at one endpoint; locked while it is fetched.
@@ -103,7 +103,8 @@ impl Slot {
 pub(super) struct Need<'a> {
     pub(super) upstream: &'a Upstream,
     pub(super) endpoint: &'a Endpoint,
-    pub(super) repository: &'a RepositoryName,
+    /// `None`: the catalog.
+    pub(super) repository: Option<&'a RepositoryName>,
     pub(super) deadline: Instant,
 }
 
@@ -206,7 +207,7 @@ impl Authenticator {
     async fn fetch(&self, need: Need<'_>, challenge: &BearerChallenge) -> Result<Token, UpstreamError> {
         let scope = match &challenge.scope {
             Some(scope) => scope.clone(),
-            None => format!("repository:{}{}:pull", need.endpoint.project, need.repository),
+            None => need.scope(),
         };
         let parsed =
             Url::parse(&challenge.realm).ok().and_then(|url| Origin::of(&url).map(|origin| (url, origin)));
@@ -250,6 +251,14 @@ impl Authenticator {
 }
 
 impl Need<'_> {
+    /// What to ask for if the challenge does not tell (distribution's token specification, "Resource Scopes").
+    fn scope(&self) -> String {
+        match self.repository {
+            Some(repository) => format!("repository:{}{repository}:pull", self.endpoint.project),
+            None => "registry:catalog:*".to_owned(),
+        }
+    }
+
     async fn lock<'a>(
         &self,
         slot: &'a sync::Mutex<Slot>,
@@ -258,19 +267,20 @@ impl Need<'_> {
     }
 
     fn timeout(&self, what: &'static str) -> UpstreamError {
-        let attempt = Attempt::new(&self.endpoint.label, Operation::Token, self.repository.as_str());
+        let attempt = Attempt::new(&self.endpoint.label, Operation::Token, self.scope());
         UpstreamError::Timeout { attempt, what, after: self.upstream.header_timeout }
     }
 }
 
 impl EndpointAuth {
-    fn slot(&self, repository: &RepositoryName) -> Option<Arc<sync::Mutex<Slot>>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(repository).cloned()
+    fn slot(&self, repository: Option<&RepositoryName>) -> Option<Arc<sync::Mutex<Slot>>> {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get(&repository.cloned()).cloned()
     }
 
-    fn slot_or_new(&self, repository: &RepositoryName) -> Arc<sync::Mutex<Slot>> {
+    fn slot_or_new(&self, repository: Option<&RepositoryName>) -> Arc<sync::Mutex<Slot>> {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(tokens.get_or_insert(repository.clone(), Arc::default))
+        Arc::clone(tokens.get_or_insert(repository.cloned(), Arc::default))
     }
 }
 

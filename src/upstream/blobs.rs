@@ -239,7 +239,7 @@ fn blob_call<'a>(
     fields.insert(header::ACCEPT_ENCODING, field("identity"));
     Call {
         operation,
-        repository,
+        repository: Some(repository),
         method,
         url: endpoint.url(&format!("{repository}/blobs/{digest}"), None),
         headers: fields,

@@ -138,7 +138,6 @@ impl Endpoints {
     }
 
     /// The upstream's own URL.
-    #[cfg(test)]
     pub(super) fn own(&self) -> &Endpoint {
         &self.own
     }

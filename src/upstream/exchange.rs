@@ -36,7 +36,8 @@ const DETAIL_CHARS_MAX: usize = 200;
 /// What to ask, of whatever endpoint.
 pub(super) struct Call<'a> {
     pub(super) operation: Operation,
-    pub(super) repository: &'a RepositoryName,
+    /// Whose token is sent; `None`: the registry's own, for its catalog.
+    pub(super) repository: Option<&'a RepositoryName>,
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,

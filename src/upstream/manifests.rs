@@ -118,7 +118,7 @@ fn manifest_call<'a>(
     let separator = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
     Call {
         operation,
-        repository,
+        repository: Some(repository),
         method,
         url: endpoint.url(&format!("{repository}/manifests/{reference}"), None),
         headers: fields,

@@ -6,7 +6,7 @@
 //!
 //! The life of a request: `endpoint` names the endpoint to try, `exchange` makes one attempt there by a deadline, with
 //! the `Authorization` that `auth` knows of (token dance) and redirects followed by hand in `client`; then
-//! `blobs`, `manifests` or `tags` checks that the answer fits the question. Whatever fails, the next endpoint is
+//! `blobs`, `manifests`, `tags` or `catalog` checks that the answer fits the question. Whatever fails, the next endpoint is
 //! tried; in the end the upstream's own URL has the last word: a 404 of a mirror means nothing, a 404 of the URL means
 //! that the object does not exist.
 //!
@@ -14,6 +14,7 @@
 
 mod auth;
 mod blobs;
+mod catalog;
 mod challenge;
 mod client;
 mod credentials;
@@ -23,6 +24,7 @@ mod exchange;
 mod headers;
 mod manifests;
 mod options;
+mod pages;
 mod realm;
 mod referrers;
 mod tags;

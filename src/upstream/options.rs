@@ -125,6 +125,8 @@ pub enum Operation {
     Tags,
     /// GET of one page of a list of referrers.
     Referrers,
+    /// GET of one page of the list of repositories.
+    Catalog,
     /// A request to a token server.
     Token,
 }
@@ -139,6 +141,7 @@ impl Operation {
             Self::ManifestHead => "manifest_head",
             Self::Tags => "tags",
             Self::Referrers => "referrers",
+            Self::Catalog => "catalog",
             Self::Token => "token",
         }
     }

@@ -9,7 +9,7 @@ use super::endpoint::{Endpoint, EndpointChoice};
 use super::error::{Attempt, UpstreamError};
 use super::exchange::{Answer, Call, document, field};
 use super::options::Operation;
-use super::tags::next_page;
+use super::pages::next_page;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, media_type};
 
 /// How many pages are followed.
@@ -75,7 +75,7 @@ fn page_call<'a>(repository: &'a RepositoryName, subject: &Digest, url: Url) -> 
     fields.insert(header::ACCEPT_ENCODING, field("identity"));
     Call {
         operation: Operation::Referrers,
-        repository,
+        repository: Some(repository),
         method: Method::GET,
         url,
         headers: fields,

@@ -9,6 +9,7 @@ mod fanout;
 mod faults;
 mod harness;
 mod http;
+mod listing;
 mod load;
 mod operate;
 mod power;
