@@ -65,7 +65,8 @@ impl Record {
     pub(super) fn new(method: &Method, target: &http::Uri, peer: SocketAddr, received_at: Instant) -> Self {
         // Only the log says it.
         let path = if tracing::enabled!(target: "access", tracing::Level::INFO) {
-            target.path_and_query().map_or_else(|| target.to_string(), ToString::to_string)
+            let path = target.path_and_query().map_or_else(|| target.to_string(), ToString::to_string);
+            without_state(path)
         } else {
             String::new()
         };
@@ -144,6 +145,18 @@ impl Record {
             upstream_bytes,
             error,
         );
+    }
+}
+
+/// Leaves out what lets its bearer go on with an upload in a distribution beside us.
+fn without_state(path: String) -> String {
+    const KEY: &str = "_state=";
+    match path.split_once(KEY) {
+        Some((front, rest)) => {
+            let behind = rest.find('&').map_or("", |end| &rest[end..]);
+            format!("{front}{KEY}…{behind}")
+        }
+        None => path,
     }
 }
 

@@ -238,6 +238,9 @@ impl Upload {
 
     /// Brings the hash to where the data ends.
     fn catch_up(&mut self, states: &States, size: u64) -> io::Result<()> {
+        if states.all.iter().any(|state| state.offset > size) {
+            self.cut(size)?;
+        }
         let newest = states.newest_up_to(size);
         let mut end = size;
         if let Some(state) = &newest {
@@ -250,7 +253,7 @@ impl Upload {
             } else if state.offset > 0 {
                 // What lies behind was not synced, and the machine has been down since.
                 end = state.offset;
-                self.data.file().set_len(end)?;
+                self.cut(end)?;
             }
         }
         self.data.hash_up_to(end)
@@ -277,7 +280,7 @@ impl Upload {
     /// The disk's: then nothing since the last checkpoint is certain.
     pub fn checkpoint(&mut self) -> io::Result<()> {
         if self.data.file().metadata()?.len() != self.size() {
-            self.data.file().set_len(self.size())?;
+            self.cut(self.size())?;
         }
         if self.state_at == Some(self.size()) {
             return Ok(());
@@ -291,12 +294,30 @@ impl Upload {
     /// # Errors
     /// The disk's.
     pub fn rewind(&mut self, size: u64) -> io::Result<()> {
-        self.data.file().set_len(size)?;
+        self.cut(size)?;
         let algorithm = self.data.hasher().algorithm();
         let states = States::read(&self.layout, &self.repository, &self.id)?;
         self.data.set_hasher(Hasher::new(algorithm));
         self.state_at = None;
         self.catch_up(&states, size)
+    }
+
+    /// Cuts the data off behind `size`; before that, the states that speak of more: once other data has grown to where they
+    /// stand, they would be taken for its own, and the upload for a blob that it is not.
+    fn cut(&mut self, size: u64) -> io::Result<()> {
+        let algorithm = self.data.hasher().algorithm();
+        for state in States::read(&self.layout, &self.repository, &self.id)?.all {
+            if state.offset > size {
+                durable::remove(&self.layout.upload_state(
+                    &self.repository,
+                    &self.id,
+                    algorithm,
+                    state.offset,
+                ))?;
+            }
+        }
+        self.state_at = self.state_at.filter(|at| *at <= size);
+        self.data.file().set_len(size)
     }
 
     fn write_state(&mut self) -> io::Result<()> {
@@ -317,7 +338,7 @@ impl Upload {
     pub fn finish(mut self: Box<Self>, digest: &Digest) -> Result<u64, Unfinished> {
         let size = self.size();
         if self.data.file().metadata()?.len() != size {
-            self.data.file().set_len(size)?;
+            self.cut(size)?;
         }
         let mut actual = self.digest(digest.algorithm())?;
         if actual != *digest && self.believed {

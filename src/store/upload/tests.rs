@@ -218,6 +218,35 @@ fn a_chunk_that_is_taken_back_leaves_what_was_before_it() {
 }
 
 #[test]
+fn a_state_of_data_that_was_taken_back_is_gone_with_it() {
+    let fixture = Fixture::new();
+    let mut upload = fixture.begin();
+    let id = upload.id().clone();
+    let append = |upload: &mut Upload, byte: u8, len: usize| {
+        upload.append(&[Bytes::from(vec![byte; len])]).expect("written");
+        upload.checkpoint().expect("noted");
+    };
+    append(&mut upload, 1, 1000);
+    assert!(fixture.state(&id, 1000).exists());
+    upload.rewind(0).expect("taken back");
+    assert!(!fixture.state(&id, 1000).exists());
+    append(&mut upload, 2, 1000);
+    append(&mut upload, 2, 500);
+    drop(upload);
+    // What a chunk left that was cut off in a crash.
+    let mut other = Hasher::new(Algorithm::Sha256);
+    other.update(&[1; 2000]);
+    fs::write(fixture.state(&id, 2000), other.hashstate()).expect("written");
+    let mut upload = fixture.open(&id);
+    append(&mut upload, 2, 500);
+    append(&mut upload, 2, 1);
+    drop(upload);
+    let poisoned = Digest::of(Algorithm::Sha256, &[&[1; 2000][..], &[2]].concat());
+    assert!(matches!(fixture.open(&id).finish(&poisoned), Err(Unfinished::Digest(_))));
+    fixture.open(&id).finish(&Digest::of(Algorithm::Sha256, &[2; 2001])).expect("published");
+}
+
+#[test]
 fn a_repository_has_only_so_many_sessions_and_old_ones_make_room() {
     let fixture = Fixture::new();
     let ids: Vec<_> = (0..LIMITS.sessions_max).map(|_| fixture.begin().id().clone()).collect();
