@@ -223,6 +223,8 @@ fn podman_pulls_without_a_login_and_logs_in() {
     let scene = Scene::new();
     let users = scene.htpasswd(&[USERNAME]);
     let spliceway = scene.start(&format!("htpasswd = {users:?}\nanonymous = 'pull'"));
+    // podman will have the file that it is told to use.
+    fs::write(scene.path("auth.json"), "{}").expect("our own file");
     let podman = |arguments: &[&str]| {
         let mut command = Command::new("podman");
         command.args(["--storage-driver", "vfs"]);
