@@ -6,41 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
 use crate::support::client::{Connection, End, Request, get};
+use crate::support::disk::SmallDisk;
 use crate::support::origin::{Blob, Origin};
 use crate::support::plan::{Gate, Plan};
 use crate::support::process::Spliceway;
 use crate::support::{MIB, eventually, tools};
-
-/// A filesystem of its own, so small that it fills up. Needs root.
-struct SmallDisk {
-    at: TempDir,
-}
-
-impl SmallDisk {
-    /// `free` is how much of it is left, such as `8m`. The filesystem is larger than any blob here, so that none is refused
-    /// for its size alone.
-    fn mount(free: &str) -> Self {
-        let at = TempDir::with_prefix("small-disk-").expect("a temporary directory");
-        let free: usize = free.trim_end_matches('m').parse().expect("a number of MiB");
-        let size = format!("size={}m", 64 + free);
-        tools::succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(at.path()));
-        std::fs::write(at.path().join("taken"), vec![0; 64 * MIB]).expect("room for what takes it");
-        Self { at }
-    }
-
-    fn path(&self) -> &Path {
-        self.at.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.at.path()).status();
-    }
-}
 
 fn on_small_disk(origin: &Origin, disk: &SmallDisk) -> Spliceway {
     Spliceway::start(|setup| {

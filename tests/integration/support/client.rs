@@ -1,10 +1,11 @@
 //! A raw HTTP/1.1 client that sees what a library would hide: the head's bytes, and how the body ended.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use super::PATIENCE;
+pub(crate) use super::request::{Request, get};
 
 /// How a body ended, as the peer saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,71 +22,6 @@ pub(crate) enum End {
     Malformed,
 }
 
-/// A request to be sent as it is; `Host` is added, nothing else.
-#[derive(Clone)]
-pub(crate) struct Request {
-    method: &'static str,
-    target: String,
-    headers: Vec<(String, String)>,
-    host: Option<String>,
-}
-
-impl Request {
-    pub(crate) fn new(method: &'static str, target: impl Into<String>) -> Self {
-        Self { method, target: target.into(), headers: Vec::new(), host: None }
-    }
-
-    pub(crate) fn get(target: impl Into<String>) -> Self {
-        Self::new("GET", target)
-    }
-
-    pub(crate) fn head(target: impl Into<String>) -> Self {
-        Self::new("HEAD", target)
-    }
-
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    pub(crate) fn range(self, spec: &str) -> Self {
-        self.header("Range", &format!("bytes={spec}"))
-    }
-
-    /// Opens a connection, sends the request and reads the head; the body is the caller's to read.
-    pub(crate) fn open(&self, addr: SocketAddr) -> Exchange {
-        let mut connection = Connection::open(addr);
-        connection.write(&self.bytes(addr)).expect("a request is written");
-        connection.exchange(self.method).unwrap_or_else(|end| panic!("no head for {}: {end:?}", self.target))
-    }
-
-    /// Opens a connection, sends the request and reads the whole answer.
-    pub(crate) fn send(&self, addr: SocketAddr) -> Answer {
-        self.open(addr).collect()
-    }
-
-    /// Another Host than the address that it is sent to.
-    pub(crate) fn host(mut self, host: &str) -> Self {
-        self.host = Some(host.into());
-        self
-    }
-
-    pub(crate) fn bytes(&self, addr: SocketAddr) -> Vec<u8> {
-        let host = self.host.clone().unwrap_or_else(|| addr.to_string());
-        let mut text = format!("{} {} HTTP/1.1\r\nHost: {host}\r\n", self.method, self.target);
-        for (name, value) in &self.headers {
-            let _ = write!(text, "{name}: {value}\r\n");
-        }
-        text.push_str("\r\n");
-        text.into_bytes()
-    }
-}
-
-/// Shorthand for a plain GET.
-pub(crate) fn get(addr: SocketAddr, target: &str) -> Answer {
-    Request::get(target).send(addr)
-}
-
 /// A connection, kept between requests by tests of the framing.
 pub(crate) struct Connection {
     stream: TcpStream,
@@ -96,11 +32,16 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn open(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE).expect("the server accepts");
+        Self::try_open(addr).expect("the server accepts")
+    }
+
+    /// As [`Connection::open`], to a server that may be gone meanwhile.
+    pub(crate) fn try_open(addr: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        Self { stream, pending: Vec::new(), at: 0 }
+        Ok(Self { stream, pending: Vec::new(), at: 0 })
     }
 
     /// As [`Connection::open`], with a receive buffer so small that the sender feels a slow reader at once.
@@ -121,7 +62,7 @@ impl Connection {
     pub(crate) fn request(self, addr: SocketAddr, request: &Request) -> Result<Exchange, End> {
         let mut connection = self;
         connection.write(&request.bytes(addr)).map_err(|error| ended_by(&error))?;
-        connection.exchange(request.method)
+        connection.exchange(request.method())
     }
 
     /// Reads the next head, skipping 1xx, as the answer to a request of `method`.
@@ -395,6 +336,20 @@ impl Answer {
         self.head.header(name)
     }
 
+    /// The values of all headers called `name`, those of a list apart.
+    pub(crate) fn header_values(&self, name: &str) -> Vec<&str> {
+        let of_name = self.head.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        of_name.flat_map(|(_, value)| value.split(',')).map(str::trim).collect()
+    }
+
+    /// The answer has `status` and an OCI error with `code`.
+    #[track_caller]
+    pub(crate) fn expect_error(self, status: u16, code: &str) -> Self {
+        let answer = self.expect(status);
+        assert_eq!(answer.error_code(), code, "{answer}");
+        answer
+    }
+
     /// All that must not differ between two answers to the same request.
     pub(crate) fn comparable(&self) -> (u16, Vec<&(String, String)>, &[u8], End) {
         let mut headers: Vec<_> = self.head.headers.iter().filter(|(name, _)| name != "date").collect();
@@ -470,7 +425,7 @@ impl fmt::Display for Answer {
     }
 }
 
-fn ended_by(error: &io::Error) -> End {
+pub(super) fn ended_by(error: &io::Error) -> End {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => End::TimedOut,
         _ => End::Reset,

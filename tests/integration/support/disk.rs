@@ -1,5 +1,7 @@
-//! A filesystem of a test's own, of which a copy can be taken as a power cut would leave it. Needs root.
+//! Filesystems of a test's own: one of which a copy can be taken as a power cut would leave it, and one that fills up.
+//! Needs root.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,4 +78,43 @@ impl Drop for Disk {
 /// Brings one file to the disk, as the kernel does at a time of its own choosing.
 pub(crate) fn write_back(path: &Path) {
     std::fs::File::open(path).and_then(|file| file.sync_all()).expect("the file is synced");
+}
+
+/// A filesystem of its own, so small that it fills up. Needs root.
+pub(crate) struct SmallDisk {
+    at: TempDir,
+}
+
+impl SmallDisk {
+    /// `free` is how much of it is left, such as `8m`. The filesystem is larger than any blob here, so that none is refused
+    /// for its size alone.
+    pub(crate) fn mount(free: &str) -> Self {
+        let at = TempDir::with_prefix("small-disk-").expect("a temporary directory");
+        let free: usize = free.trim_end_matches('m').parse().expect("a number of MiB");
+        let size = format!("size={}m", 64 + free);
+        tools::succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(at.path()));
+        std::fs::write(at.path().join("taken"), vec![0; 64 * super::MIB]).expect("room for what takes it");
+        Self { at }
+    }
+
+    /// Makes 64 MiB of room.
+    pub(crate) fn free_up(&self) {
+        std::fs::remove_file(self.at.path().join("taken")).expect("what took it");
+    }
+
+    /// Takes all that is left.
+    pub(crate) fn fill_up(&self) {
+        let mut rest = std::fs::File::create(self.at.path().join("rest")).expect("our own directory");
+        while rest.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.at.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.at.path()).status();
+    }
 }

@@ -12,15 +12,15 @@ pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+jso
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// One platform's image.
 pub(crate) struct Image {
     /// Config first, then the layers.
     pub(crate) blobs: Vec<Vec<u8>>,
     pub(crate) manifest: Vec<u8>,
-    architecture: String,
+    pub(crate) architecture: String,
 }
 
 impl Image {
@@ -136,7 +136,7 @@ pub(crate) fn write_layout(at: &Path, images: &[Image]) {
     fs::write(at.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("our own directory");
 }
 
-fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": sha256(bytes), "size": bytes.len()})
 }
 

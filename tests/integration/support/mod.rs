@@ -6,17 +6,20 @@
 pub(crate) mod client;
 pub(crate) mod disk;
 pub(crate) mod images;
+pub(crate) mod inject;
 pub(crate) mod listener;
 pub(crate) mod origin;
 pub(crate) mod plan;
 pub(crate) mod process;
+pub(crate) mod push;
 pub(crate) mod registry;
+pub(crate) mod request;
 pub(crate) mod token;
 pub(crate) mod tools;
 
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
 pub(crate) const KIB: usize = 1024;
 pub(crate) const MIB: usize = 1024 * KIB;
@@ -51,4 +54,9 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 /// `sha256:<hex>` without its algorithm.
 pub(crate) fn hex(digest: &str) -> &str {
     digest.split_once(':').map_or(digest, |(_, hex)| hex)
+}
+
+/// The digest of `bytes` by the longer algorithm.
+pub(crate) fn sha512(bytes: &[u8]) -> String {
+    format!("sha512:{}", data_encoding::HEXLOWER.encode(&Sha512::digest(bytes)))
 }

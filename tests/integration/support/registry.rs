@@ -59,6 +59,15 @@ impl Registry {
         })
     }
 
+    /// Over the directory `root` (which holds `docker/registry/v2`), without authentication. `secret` signs the state of
+    /// its uploads.
+    pub(crate) fn on(root: &Path, secret: &str) -> Self {
+        Self::start("http", false, |config, _| {
+            config["storage"]["filesystem"]["rootdirectory"] = json!(root);
+            config["http"]["secret"] = json!(secret);
+        })
+    }
+
     fn start(
         scheme: &'static str,
         credentials: bool,
