@@ -1,6 +1,7 @@
 //! What an operator does to it and sees of it: signals, health, metrics, access log, system calls.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -31,6 +32,31 @@ fn sigterm_lets_a_transfer_end_and_refuses_new_ones() {
     gate.open();
     reader.collect().expect_body(&blob.bytes);
     spliceway.wait_stopped();
+}
+
+#[test]
+fn registry_with_an_address_of_its_own_answers_there_whatever_the_host() {
+    let (ours, theirs) = (Origin::start(), Origin::start());
+    let spliceway = Spliceway::start(|setup| {
+        setup.origin(&ours);
+        setup.more(&format!(
+            "\n[[registry]]\nname = \"own\"\nlisten = \"127.0.0.1:0\"\n\
+             [[registry.upstream]]\nname = \"theirs\"\ndefault = true\nurl = \"{}\"\n",
+            theirs.url()
+        ));
+    });
+    let listening = |line: &str| line.strip_prefix("listening on http://").map(str::to_owned);
+    let addresses: Vec<_> = spliceway.log().lines().filter_map(listening).collect();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
+    let own: SocketAddr = addresses[1].parse().expect("an address");
+    let (blob, other) = (ours.random_blob(1, 1000), theirs.random_blob(2, 1000));
+    // The same words, again and again: what was answered at one address is not given again at the other.
+    for _ in 0..3 {
+        get(spliceway.addr(), &blob.path).expect(200).expect_body(&blob.bytes);
+        get(own, &blob.path).expect(404);
+        get(own, &other.path).expect(200).expect_body(&other.bytes);
+        get(spliceway.addr(), &other.path).expect(404);
+    }
 }
 
 #[test]
