@@ -140,7 +140,7 @@ impl State {
 }
 
 impl Sink for Ingest {
-    /// See [`Appended::append`].
+    /// See `Appended::append`.
     fn append(&mut self, pieces: &[Bytes]) -> io::Result<()> {
         self.data.append(pieces)?;
         if self.written() - self.state_at >= STATE_EVERY {

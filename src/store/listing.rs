@@ -9,14 +9,22 @@
 //! **What is listed.** A repository, if it has something to pull: a tag, or a manifest by digest. distribution also lists
 //! repositories all of whose manifests were deleted, and those that only ever got a layer; whoever goes through a
 //! catalog would get nothing from them. A tag, if it points somewhere: links that are empty (a power cut) do not count.
-//! Names that the API does not allow cannot be asked for and are left out, as are symbolic links, which could lead in
-//! circles.
+//! Names that the API does not allow cannot be asked for and are left out. So are parts of repositories' names that are
+//! symbolic links, which could lead in circles.
 //!
-//! **Cost.** A directory's names come from the kernel unsorted and all at once, so the first page costs reading and
-//! sorting them. [`Listings`] keeps the sorted names of large directories, [`KEPT_BYTES_MAX`] in all, for as long as
-//! the directory is the same: its inode's times and link count are looked at for each page. Those times tick, so names
-//! are kept only of a directory that rested for [`SETTLED_AFTER`]; one that changes all the time is read for each page.
-//! Whether a tag points somewhere, and whether a repository has anything to pull, is asked for a page's own entries only.
+//! **Cost.** A directory's names come from the kernel unsorted and all at once, so a page would cost reading and sorting
+//! all of them. [`Listings`] keeps the sorted names of large directories, 8 MiB in all, for as long as the directory is the
+//! same: its inode's times and size are looked at for each page. Those times tick, so names are kept only of a directory
+//! that rested for a second; one that changes all the time is read for each page. Whether a tag points somewhere, and
+//! whether a repository has anything to pull, is asked for a page's own entries only, and for what it passes over.
+//!
+//! | a page of 100 out of the middle | names kept | read and sorted anew |
+//! |---|---|---|
+//! | of 100,000 tags | 0.13 ms | 45 ms |
+//! | of 10,000 repositories in one directory | 1.3 ms | 7.1 ms |
+//! | all 100,000 tags at once, each looked at | 172 ms | |
+//!
+//! (`cargo bench -- listing` at `opt-level` 2; the fastest of each; ext4, warm, on a machine with other work.)
 //!
 //! Nothing here waits for a lock of the store or changes anything: what is pushed or deleted meanwhile is in the page or
 //! not, and a page always begins after the name that it was asked for, whether that still exists or not. All of it blocks
@@ -24,7 +32,6 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -452,8 +459,8 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 
 /// Tells `visit` each name in a directory that is UTF-8, and of what kind it is, until it returns `false`.
 fn each(directory: &File, mut visit: impl FnMut(&str, FileType) -> io::Result<bool>) -> io::Result<()> {
-    let mut buffer = vec![MaybeUninit::uninit(); READ_BUFFER];
-    let mut entries = RawDir::new(directory.as_fd(), &mut buffer);
+    let mut buffer = Vec::with_capacity(READ_BUFFER);
+    let mut entries = RawDir::new(directory.as_fd(), buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if let Ok(name) = entry.file_name().to_str()

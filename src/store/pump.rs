@@ -1,9 +1,9 @@
 //! The two halves of taking a blob in, fetched or pushed: receiving, and writing with hashing, at once.
 //!
-//! The writing half collects what comes into batches of up to [`BATCH`] bytes and gives each to a store thread; the
-//! watermark advances after each. A batch waits [`GATHER_TIME`] to become full, because each of them wakes every reader:
+//! The writing half collects what comes into batches of up to `BATCH` bytes and gives each to a store thread; the
+//! watermark advances after each. A batch waits `GATHER_TIME` to become full, because each of them wakes every reader:
 //! 16 readers of a fast fill of 512 MiB took 2.95 s of CPU with what had come at once, 260 KB a batch, and 2.09 s so
-//! (medians of four interleaved rounds). What is received and not yet written is bounded to [`BUFFER_KIB`] a blob
+//! (medians of four interleaved rounds). What is received and not yet written is bounded to `BUFFER_KIB` a blob
 //! and, by a semaphore that all blobs share, in all; then the receiving half stops reading, and TCP slows the sender down.
 
 use std::future::Future;

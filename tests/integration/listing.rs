@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,7 +17,7 @@ use crate::support::client::{Answer, Request, get};
 use crate::support::images::{Image, OCI_MANIFEST, write_layout};
 use crate::support::listener::{Listener, RequestHead};
 use crate::support::process::{Setup, Spliceway, binary};
-use crate::support::registry::{PASSWORD, Registry, USERNAME};
+use crate::support::registry::{PASSWORD, Registry, USERNAME, skopeo_copy};
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority, Finished};
 use crate::support::{PATIENCE, sha256};
@@ -209,16 +211,49 @@ fn what_was_fetched_is_listed_by_names_that_can_be_pulled() {
     assert_eq!(get(without.addr(), "/v2/_catalog").expect(200).json(), json!({"repositories": []}));
 }
 
+/// By both processes of a directory, whichever of them it was pushed to.
+#[test]
+fn what_is_pushed_and_deleted_shows_at_once() {
+    let home = TempDir::with_prefix("listing-").expect("a temporary directory");
+    write_layout(&home.path().join("image"), &[Image::new(1, "amd64", &[1000])]);
+    let spliceway = Spliceway::start(|_| ());
+    let sibling = spliceway.sibling(|_| ());
+    let push = |to: &Spliceway, name: &str| {
+        let mut command = skopeo_copy();
+        command.arg("--dest-tls-verify=false").arg(format!("oci:{}", home.path().join("image").display()));
+        tools::succeed(command.arg(format!("docker://{}/{name}", to.addr())));
+    };
+    let both = |target: &str, expected: &Value| {
+        for process in [&spliceway, &sibling] {
+            assert_eq!(get(process.addr(), target).expect(200).json(), *expected, "{target}");
+        }
+    };
+    both("/v2/_catalog", &json!({"repositories": []}));
+    push(&spliceway, "b/app:1");
+    both("/v2/_catalog", &json!({"repositories": ["b/app"]}));
+    push(&sibling, "b-app:1");
+    push(&sibling, "b/app:2");
+    both("/v2/_catalog", &json!({"repositories": ["b-app", "b/app"]}));
+    both("/v2/b/app/tags/list", &json!({"name": "b/app", "tags": ["1", "2"]}));
+    Request::new("DELETE", "/v2/b/app/manifests/1").send(sibling.addr()).expect(202);
+    both("/v2/b/app/tags/list", &json!({"name": "b/app", "tags": ["2"]}));
+    let digest = get(spliceway.addr(), "/v2/b/app/manifests/2").expect(200);
+    let digest = digest.header("docker-content-digest").expect("it is said").to_owned();
+    Request::new("DELETE", format!("/v2/b/app/manifests/{digest}")).send(spliceway.addr()).expect(202);
+    both("/v2/b/app/tags/list", &json!({"name": "b/app", "tags": []}));
+    both("/v2/_catalog", &json!({"repositories": ["b-app"]}));
+    let data = spliceway.data();
+    assert_eq!(listed(&["--data", data.to_str().expect("UTF-8")], &[]), ["b-app:1"]);
+}
+
 #[test]
 fn hundred_thousand_tags() {
     const COUNT: usize = 100_000;
-    let home = TempDir::with_prefix("listing-").expect("a temporary directory");
+    let home = roomy_directory();
     let tree = Tree::new(home.path());
     // In another order than that of their bytes.
     let mut tags: Vec<String> = (0..COUNT).map(|number| format!("v{}", number * 7919 % COUNT)).collect();
-    for tag in &tags {
-        tree.tag("many", tag);
-    }
+    tree.many_tags("many", &tags);
     tags.sort();
     let spliceway = over(home.path());
     let addr = spliceway.addr();
@@ -227,6 +262,8 @@ fn hundred_thousand_tags() {
         strings(&whole.json()["tags"]) == tags && next(&whole).is_none(),
         "without n the whole list is meant"
     );
+    // What changed a moment ago is read anew for each page, what rested is kept: both are seen here.
+    thread::sleep(Duration::from_millis(1500));
     for start in [0, 1, COUNT / 2, COUNT - 100] {
         let last = start.checked_sub(1).map(|before| format!("&last={}", tags[before])).unwrap_or_default();
         let page = get(addr, &format!("/v2/many/tags/list?n=100{last}")).expect(200);
@@ -237,7 +274,7 @@ fn hundred_thousand_tags() {
 
     // A change shows in the next answer.
     tree.tag("many", "v0.1");
-    fs::remove_dir_all(tree.tags("many").join("v1")).expect("it is there");
+    fs::remove_file(tree.tags("many").join("v1")).expect("it is there");
     let page = get(addr, "/v2/many/tags/list?n=3").expect(200);
     assert_eq!(strings(&page.json()["tags"]), ["v0", "v0.1", "v10"]);
     tree.tag("many", "w");
@@ -265,7 +302,7 @@ fn hundred_thousand_tags() {
 
 #[test]
 fn ten_thousand_repositories() {
-    let home = TempDir::with_prefix("listing-").expect("a temporary directory");
+    let home = roomy_directory();
     let tree = Tree::new(home.path());
     let mut names: Vec<String> = (0..10_000)
         .map(|number| match number % 4 {
@@ -274,9 +311,7 @@ fn ten_thousand_repositories() {
             _ => format!("app{number}"),
         })
         .collect();
-    for name in &names {
-        tree.tag(name, "v1");
-    }
+    tree.many_repositories(&names, "v1");
     names.sort();
     let spliceway = over(home.path());
     let addr = spliceway.addr();
@@ -286,9 +321,10 @@ fn ten_thousand_repositories() {
     assert!(walk(addr, "/v2/_catalog?n=999", "repositories", 999) == names, "the pages are the whole");
     let capped = get(addr, "/v2/_catalog?n=1000000").expect(200);
     assert!(strings(&capped.json()["repositories"]) == names && next(&capped).is_none());
-    let lines = listed(&[&addr.to_string()], &[]);
-    let expected: Vec<String> = names.iter().map(|name| format!("{addr}/{name}:v1")).collect();
-    assert!(lines == expected, "all are listed, in order");
+    let lines = listed(&[&addr.to_string(), "--match", "team1*"], &[]);
+    let wanted = names.iter().filter(|name| name.starts_with("team1"));
+    let expected: Vec<String> = wanted.map(|name| format!("{addr}/{name}:v1")).collect();
+    assert!(lines == expected, "its catalog is followed to the end");
 }
 
 #[test]
@@ -414,6 +450,13 @@ fn ls_says_what_is_wrong() {
     assert_eq!(listed(&[], &[("SPLICEWAY_DATA", ""), ("REGISTRY_DATA_DIR", path)]), ["a:1"]);
 }
 
+/// In memory where that can be had: a disk that others use too may take a minute to make and remove so many entries.
+fn roomy_directory() -> TempDir {
+    TempDir::with_prefix_in("listing-", "/dev/shm")
+        .or_else(|_| TempDir::with_prefix("listing-"))
+        .expect("a temporary directory")
+}
+
 /// A tree as distribution lays it out, of links alone.
 struct Tree {
     repositories: PathBuf,
@@ -432,5 +475,24 @@ impl Tree {
         let current = self.tags(repository).join(tag).join("current");
         fs::create_dir_all(&current).expect("our own directory");
         fs::write(current.join("link"), LINK).expect("our own directory");
+    }
+
+    /// Tags that share one directory: making so many of them takes half a minute.
+    fn many_tags(&self, repository: &str, tags: &[String]) {
+        self.tag(repository, &tags[0]);
+        for tag in &tags[1..] {
+            symlink(&tags[0], self.tags(repository).join(tag)).expect("our own directory");
+        }
+    }
+
+    /// Repositories that share what is in them.
+    fn many_repositories(&self, names: &[String], tag: &str) {
+        self.tag(&names[0], tag);
+        let manifests = self.repositories.join(&names[0]).join("_manifests");
+        for name in &names[1..] {
+            let repository = self.repositories.join(name);
+            fs::create_dir_all(&repository).expect("our own directory");
+            symlink(&manifests, repository.join("_manifests")).expect("our own directory");
+        }
     }
 }

@@ -23,8 +23,8 @@
 //! Then it must still be possible to pull without credentials. A client without any, challenged by `Basic`, gives up
 //! (dockerd) or sends an empty login (skopeo; taken for none). Challenged by `Bearer`, every client asks the token
 //! service for a token as nobody, and goes on with that. So where anybody may do something and users come from an
-//! htpasswd file, the challenge is `Bearer` and names [`TOKEN_PATH`] here, which gives nobody a token that stands for
-//! nobody, and a user one that stands for his login ([`Access::token`]). Such tokens are not signed and not kept: they
+//! htpasswd file, the challenge is `Bearer` and names `TOKEN_PATH` here, which gives nobody a token that stands for
+//! nobody, and a user one that stands for his login (`Access::token`). Such tokens are not signed and not kept: they
 //! *are* the login, so they hold in every process that has the file, for as long as the password does, and not longer.
 //! `Basic` is accepted everywhere all the same. Where nothing is open to anybody, the challenge is `Basic`, as in
 //! distribution. With a token service of the operator, it is always that one's; whether a client without credentials
