@@ -80,6 +80,7 @@ impl Worker {
             negative_ttl: FOREVER,
             retries: 0,
             turns,
+            gate: None,
             failed: Mutex::new(None),
         };
         let options = RegistryOptions {

@@ -12,11 +12,11 @@ use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
 use crate::metrics::Metrics;
-use crate::registry::access::Access;
+use crate::registry::access::{Access, Gate};
 use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
 use crate::store::upload::UploadLimits;
 use crate::store::{Store, StoreOptions};
-use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamOptions};
+use crate::upstream::{Credentials, Upstream, UpstreamOptions};
 
 /// The trees that are open, by directory: a reload goes on with them, and with the fills into them.
 #[derive(Default)]
@@ -106,7 +106,7 @@ fn connect(
     manifest_bytes_max: usize,
     workers: usize,
     metrics: &Metrics,
-) -> Result<RegistryUpstream, UpstreamConfigError> {
+) -> Result<RegistryUpstream, Error> {
     let metrics = metrics.clone();
     let credentials = match &config.credentials {
         config::Credentials::None => Credentials::None,
@@ -146,6 +146,7 @@ fn connect(
         negative_ttl: config.negative_ttl,
         retries: config.retries,
         turns: Arc::new(Semaphore::new(TURNS)),
+        gate: config.client_credentials.then(Gate::new).transpose()?,
         failed: Mutex::new(None),
     })
 }

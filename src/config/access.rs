@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use url::Url;
 
+use super::UpstreamConfig;
 use super::error::{ConfigError, Origin};
 use super::field::{Field, Source};
 use super::raw::{self, Setting, Texts};
@@ -22,6 +23,8 @@ pub(super) struct Place<'a> {
     pub(super) name: &'a str,
     /// Where others than this machine connect; `None` if only this one can.
     pub(super) exposed: Option<&'a str>,
+    /// Its upstreams.
+    pub(super) upstreams: &'a [UpstreamConfig],
 }
 
 /// Access to one registry; `at` is where its table begins.
@@ -41,6 +44,15 @@ pub(super) fn check(
     let htpasswd = source.field(&table, &at, "htpasswd", raw.htpasswd);
     let htpasswd = users(&htpasswd)?;
     let token = raw.token.map(|raw| token(place, raw)).transpose()?;
+    let gated = place.upstreams.iter().find(|upstream| upstream.client_credentials);
+    if let (Some(upstream), true) = (gated, htpasswd.is_some() || token.is_some()) {
+        let key = if htpasswd.is_some() { "htpasswd" } else { "token" };
+        let field = Field { table: &table, key, origin: at, given: Some(()) };
+        let problem = format!("stands beside `client_credentials` of upstream {:?}", upstream.name);
+        let remedy =
+            "a client sends one login: have it checked here, or by the upstream in a registry of its own";
+        return Err(field.bad_unshown(problem, remedy));
+    }
     let authenticates = htpasswd.is_some() || token.is_some();
 
     let anonymous = source.field(&table, &at, "anonymous", raw.anonymous);
@@ -84,7 +96,8 @@ pub(super) fn check(
     if rights == Rights::NONE && !authenticates {
         warnings.push(format!("registry {name:?}: nobody may do anything, as nobody can log in"));
     }
-    Ok(AccessOptions { realm: name.to_owned(), anonymous: open, htpasswd, rules, token })
+    let passes_logins = gated.is_some();
+    Ok(AccessOptions { realm: name.to_owned(), anonymous: open, htpasswd, rules, token, passes_logins })
 }
 
 fn users(field: &Field<'_, PathBuf>) -> Result<Option<PathBuf>, ConfigError> {

@@ -165,6 +165,8 @@ pub struct UpstreamConfig {
     pub ca_file: Option<PathBuf>,
     /// Hosts besides those on the registrable domain of `url` whose token services are given the credentials.
     pub auth_hosts: Vec<String>,
+    /// Whether its content is served only to clients whose own login, or want of one, it accepts. Default no.
+    pub client_credentials: bool,
     /// How long a tag is served without asking again. Default 60 s; 0 asks every time.
     pub tag_ttl: Duration,
     /// How long "not found" is remembered. Default 10 s; 0 not at all.

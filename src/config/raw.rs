@@ -77,6 +77,7 @@ pub(super) struct Upstream {
     pub(super) docker_config: Setting<PathBuf>,
     pub(super) ca_file: Setting<PathBuf>,
     pub(super) auth_hosts: Setting<Texts>,
+    pub(super) client_credentials: Setting<bool>,
     pub(super) tag_ttl: Setting<Scalar>,
     pub(super) negative_ttl: Setting<Scalar>,
     pub(super) connect_timeout: Setting<Scalar>,

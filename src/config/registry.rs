@@ -88,7 +88,7 @@ impl Registry<'_> {
         };
         let own = listen.iter().find(|address| !address.ip().to_canonical().is_loopback());
         let exposed = self.exposed.map(str::to_owned).or_else(|| own.map(ToString::to_string));
-        let place = access::Place { source, name: &name, exposed: exposed.as_deref() };
+        let place = access::Place { source, name: &name, exposed: exposed.as_deref(), upstreams: &upstreams };
         let access = access::check(&place, at, raw.access, warnings)?;
         Ok(RegistryConfig {
             access,

@@ -114,6 +114,7 @@ fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
         table.path("ca_file", path);
     }
     table.list("auth_hosts", &upstream.auth_hosts);
+    table.plain("client_credentials", upstream.client_credentials);
     table.duration("tag_ttl", upstream.tag_ttl);
     table.duration("negative_ttl", upstream.negative_ttl);
     table.duration("connect_timeout", upstream.connect_timeout);

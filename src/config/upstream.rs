@@ -159,6 +159,10 @@ impl Upstream<'_> {
             credentials,
             ca_file: certificates(&ca_file)?,
             auth_hosts: self.field("auth_hosts", raw.auth_hosts).hosts()?,
+            client_credentials: self
+                .field("client_credentials", raw.client_credentials)
+                .given
+                .unwrap_or(false),
             tag_ttl: ttl("tag_ttl", raw.tag_ttl, 60 * SECOND)?,
             negative_ttl: ttl("negative_ttl", raw.negative_ttl, 10 * SECOND)?,
             connect_timeout: timeout("connect_timeout", raw.connect_timeout, 5 * SECOND)?,

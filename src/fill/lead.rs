@@ -34,6 +34,8 @@ const FOLLOW_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration:
 const FOLLOW_STALL_MAX: Duration = Duration::from_mins(2);
 /// What is asked of the evictor when the disk is full and the blob's length is not known, in bytes.
 const NEED_UNKNOWN: u64 = 256 << 20;
+/// See [`Pump::batch`]: large, because every reader is woken for each.
+const BATCH: usize = 2 << 20;
 /// See [`Pump::copied_below`].
 const COPIED_BELOW: usize = READ_BUFFER / 2;
 
@@ -219,7 +221,7 @@ impl Leader<'_> {
     async fn pump(&self, mut download: Download, ingest: Box<Ingest>) -> Result<u64, FillError> {
         let length = download.origin().length;
         let advance = |written| self.writer.advance(written, length, self.flight.expected);
-        let pump = Pump { copied_below: COPIED_BELOW, advance };
+        let pump = Pump { copied_below: COPIED_BELOW, batch: BATCH, advance };
         let (received, written) = pump.run(&mut download, ingest).await;
         let ingest = match written {
             Ok(ingest) => ingest,

@@ -233,7 +233,7 @@ impl Registry {
     }
 
     /// Makes sure that upstream lets the repository have the blob: asks, unless a link remembers the answer.
-    async fn ask_for_link(
+    pub(super) async fn ask_for_link(
         self: &Arc<Self>,
         worker: &Worker,
         remote: &Remote,

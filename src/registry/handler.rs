@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, request};
 
-use super::access::{Action, TOKEN_PATH, Wish};
+use super::access::{Action, TOKEN_PATH, Wanted, Wish};
 use super::access_log::Record;
 use super::namespace::{Registry, Target};
 use super::receive::Payload;
@@ -217,7 +217,7 @@ impl Handler {
             return self.read(head, registry, &route, &query, record).await;
         }
         let Some(name) = route.repository() else { return Err(ApiError::no_such_endpoint(head.uri.path())) };
-        let target = registry.target(name, query.namespace.as_deref())?;
+        let target = registry.target(name, query.namespace.as_deref())?.for_writing();
         if query.mount.is_some()
             && let Some(from) = &query.from
         {
@@ -238,22 +238,48 @@ impl Handler {
         query: &Query,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        let target = |name| registry.target(name, query.namespace.as_deref());
-        match route {
-            Route::Base => Ok(base(head)),
-            Route::Catalog => registry.catalog(head, query).await,
-            Route::Blob(name, digest) => {
-                registry.blob(&self.worker, head, &target(name)?, digest, record).await
+        let mut target = match route {
+            Route::Base => return Ok(base(head)),
+            Route::Catalog => return registry.catalog(head, query).await,
+            Route::Uploads(_) | Route::Upload(_, None) => {
+                return Err(ApiError::upload_unknown(&head.uri.path()));
             }
-            Route::Manifest(name, reference) => {
-                registry.manifest(&self.worker, head, &target(name)?, reference, record).await
+            Route::Upload(name, Some(id)) => {
+                let target = registry.target(name, query.namespace.as_deref())?;
+                return registry.upload_status(&target, id).await;
             }
-            Route::Tags(name) => registry.tags(head, &target(name)?, query, record).await,
-            Route::Referrers(name, subject) => {
-                registry.referrers(&self.worker, head, &target(name)?, subject, query, record).await
+            Route::Blob(name, _)
+            | Route::Manifest(name, _)
+            | Route::Tags(name)
+            | Route::Referrers(name, _) => registry.target(name, query.namespace.as_deref())?,
+        };
+        let wanted = match route {
+            Route::Blob(_, digest) => Wanted::Blob(digest),
+            Route::Manifest(_, reference) => Wanted::Manifest(reference),
+            _ => Wanted::Tags,
+        };
+        let refusal = registry.admit(head, record.peer, &target, wanted).await.err();
+        if refusal.is_some() {
+            target.remote = None;
+        }
+        let answer = match route {
+            Route::Blob(_, digest) => registry.blob(&self.worker, head, &target, digest, record).await,
+            Route::Manifest(_, reference) => {
+                registry.manifest(&self.worker, head, &target, reference, record).await
             }
-            Route::Upload(name, Some(id)) => registry.upload_status(&target(name)?, id).await,
-            Route::Uploads(_) | Route::Upload(..) => Err(ApiError::upload_unknown(&head.uri.path())),
+            Route::Referrers(_, subject) => {
+                registry.referrers(&self.worker, head, &target, subject, query, record).await
+            }
+            _ => registry.tags(head, &target, query, record).await,
+        };
+        match (answer, refusal) {
+            // Who is about to push a blob looks for it first, and goes on only if it is not there.
+            (Err(error), Some(_)) if head.method == Method::HEAD && matches!(route, Route::Blob(..)) => {
+                Err(error)
+            }
+            // What was pushed is there all the same; what is not, upstream refused.
+            (Err(error), Some(refusal)) if error.status() == StatusCode::NOT_FOUND => Err(refusal),
+            (answer, _) => answer,
         }
     }
 

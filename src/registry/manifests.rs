@@ -236,7 +236,7 @@ impl Registry {
     }
 
     /// Asks upstream for a manifest by digest and keeps it. The flag: another request's question was joined.
-    async fn fetch_manifest(
+    pub(super) async fn fetch_manifest(
         self: &Arc<Self>,
         remote: &Remote,
         digest: &Digest,

@@ -13,7 +13,7 @@ use lru::LruCache;
 use ring::hmac;
 use tokio::sync::Semaphore;
 
-use super::access::Access;
+use super::access::{Access, Gate};
 use super::manifests::TagAnswer;
 use super::respond::ApiError;
 use super::tags::TagList;
@@ -66,6 +66,8 @@ pub struct RegistryUpstream {
     pub retries: u32,
     /// A permit for each fetch that may be under way ([`crate::fill::fetch::TURNS`]).
     pub turns: Arc<Semaphore>,
+    /// Asks it whether a client may have its content, with the client's own login.
+    pub gate: Option<Gate>,
     /// When asking it about a tag failed the last time: for a moment it is not asked again by those who have an answer.
     pub failed: Mutex<Option<(Instant, UpstreamError)>>,
 }

@@ -2,11 +2,13 @@
 //!
 //! A manifest is stored byte for byte, under the digest of its bytes. What it names must be in the repository: blobs and,
 //! of an index, manifests; only foreign layers and the `subject` need not be. Of these, what the repository has in `cache`
-//! alone is taken over into `local`, so that what was pushed never depends on what may be evicted.
+//! alone is taken over into `local`, so that what was pushed never depends on what may be evicted; and what only upstream
+//! has is fetched for that: a client that was told by HEAD that it is there has not pushed it.
 
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
@@ -19,12 +21,17 @@ use super::respond::{ApiError, CONTENT_DIGEST};
 use super::route::Query;
 use super::uploads::{empty, write_error};
 use crate::body::Body;
+use crate::fill::FillError;
 use crate::oci::{Algorithm, Digest, Manifest, Reference, Tag};
 use crate::store::{LinkKind, PushedManifest, StoredRepository};
+use crate::watermark::Progress;
 
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
+/// How often, and after which pause each time, it is looked whether a blob that was fetched has its name.
+const PUBLISHED_LOOKS: usize = 200;
+const PUBLISHED_PAUSE: Duration = Duration::from_millis(20);
 /// How deep indexes may be nested that are taken over from `cache`.
 const DEPTH_MAX: usize = 8;
 
@@ -130,7 +137,12 @@ impl Registry {
             return Ok(true);
         }
         let Some(remote) = &target.remote else { return Ok(false) };
-        let cached = self.cache.find(&worker.files, &remote.stored, kind, digest).await.map_err(failed)?;
+        let mut cached =
+            self.cache.find(&worker.files, &remote.stored, kind, digest).await.map_err(failed)?;
+        if cached.value.is_none() {
+            self.bring(worker, remote, kind, digest).await;
+            cached = self.cache.find(&worker.files, &remote.stored, kind, digest).await.map_err(failed)?;
+        }
         let Some(blob) = cached.value else { return Ok(false) };
         if kind == LinkKind::Manifest {
             let Some(depth) = depth.checked_sub(1) else { return Ok(false) };
@@ -145,6 +157,45 @@ impl Registry {
             }
         }
         self.local.adopt(&self.cache, repository, kind, digest).await.map_err(failed)
+    }
+
+    /// Has `cache` hold what only upstream may have: a client that was told by HEAD that it is there has not pushed it.
+    async fn bring(self: &Arc<Self>, worker: &Worker, remote: &Remote, kind: LinkKind, digest: &Digest) {
+        let reference = Reference::Digest(*digest);
+        if self.is_known_absent(remote, kind, &reference) {
+            return;
+        }
+        if kind == LinkKind::Manifest {
+            if let (Err(error), _) = self.fetch_manifest(remote, digest).await
+                && error.is_absence()
+            {
+                self.remember_absent(remote, kind, &reference);
+            }
+            return;
+        }
+        if matches!(self.cache.blob(&worker.files, digest).await, Ok(Some(_))) {
+            let _ = self.ask_for_link(worker, remote, digest).await;
+            return;
+        }
+        let (flight, _) = self.fills.join(*digest, remote.stored.clone(), remote.source(&self.metrics));
+        if flight.repository != remote.stored && self.ask_for_link(worker, remote, digest).await.is_err() {
+            return;
+        }
+        match flight.ended().await {
+            Progress::Verified { .. } => {
+                // Readers have the verdict before the blob has its name.
+                for _ in 0..PUBLISHED_LOOKS {
+                    if matches!(self.cache.blob(&worker.files, digest).await, Ok(Some(_))) {
+                        break;
+                    }
+                    tokio::time::sleep(PUBLISHED_PAUSE).await;
+                }
+            }
+            Progress::Failed(FillError::Upstream(error)) if error.is_absence() => {
+                self.remember_absent(remote, kind, &reference);
+            }
+            _ => {}
+        }
     }
 
     /// Says in the log where a pushed tag hides one that came from upstream.

@@ -14,6 +14,10 @@ use crate::store::upload::Upload;
 /// A piece that is shorter than this, in bytes, is copied: the library reads into buffers of up to 128 KiB.
 const COPIED_BELOW: usize = 32 << 10;
 
+/// What is written at once, in bytes: nobody is woken for it, and the less it is, the more of it is still in the CPU's
+/// cache when it is hashed.
+const BATCH: usize = 512 << 10;
+
 /// A request's body. What is left unread is the business of whoever made it.
 pub struct Payload {
     /// Its bytes as they come.
@@ -44,7 +48,7 @@ impl Payload {
     /// it is missing if the disk failed.
     pub(super) async fn into_upload(self, upload: Box<Upload>, max: u64) -> Received {
         let mut bounded = Bounded { pieces: self.pieces, left: max };
-        let pump = Pump { copied_below: COPIED_BELOW, advance: |_| () };
+        let pump = Pump { copied_below: COPIED_BELOW, batch: BATCH, advance: |_| () };
         let (received, written) = pump.run(&mut bounded, upload).await;
         let upload = match written {
             Ok(upload) => upload,

@@ -254,10 +254,7 @@ impl ApiError {
 
     /// The client must log in, or with something else than it did; `challenges` say how.
     pub(super) fn unauthorized(challenges: Vec<HeaderValue>) -> Self {
-        let error = Self::new(
-            ErrorCode::Unauthorized,
-            "authentication is needed: no credentials that are accepted came along",
-        );
+        let error = Self::new(ErrorCode::Unauthorized, "authentication required");
         challenges.into_iter().fold(error, |error, challenge| error.header(WWW_AUTHENTICATE, challenge))
     }
 

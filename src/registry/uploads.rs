@@ -161,7 +161,7 @@ impl Registry {
         from: &RepositoryName,
         digest: &Digest,
     ) -> Result<bool, ApiError> {
-        let source = self.target(from, None)?;
+        let source = self.target(from, None)?.for_writing();
         let failed = |error| write_error("mount a blob", &error);
         if let Some(local) = &source.local
             && self.local.is_linked(&worker.files, local, LinkKind::Layer, digest).await.map_err(failed)?

@@ -1,6 +1,6 @@
 //! The two halves of taking a blob in, fetched or pushed: receiving, and writing with hashing, at once.
 //!
-//! The writing half collects what comes into batches of up to `BATCH` bytes and gives each to a store thread; the
+//! The writing half collects what comes into [batches](Pump::batch) and gives each to a store thread; the
 //! watermark advances after each. A batch waits `GATHER_TIME` to become full, because each of them wakes every reader:
 //! 16 readers of a fast fill of 512 MiB took 2.95 s of CPU with what had come at once, 260 KB a batch, and 2.09 s so
 //! (medians of four interleaved rounds). What is received and not yet written is bounded to `BUFFER_KIB` a blob
@@ -21,8 +21,6 @@ use super::on_store_thread;
 const BUFFER_KIB: usize = 4 * 1024;
 /// What all blobs of the process together may, in KiB.
 const BUFFERS_KIB: usize = 24 * 1024;
-/// What goes to a store thread at once, in bytes.
-const BATCH: usize = 2 << 20;
 /// For how long what has come waits for more, so that it can be written together.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 
@@ -52,6 +50,8 @@ pub struct Pump<A> {
     /// A piece that is shorter than this, in bytes, is copied: it would keep the whole buffer that it was read into, and
     /// the bounds would hold a small part of what they let be taken.
     pub copied_below: usize,
+    /// What goes to a store thread at once, in bytes.
+    pub batch: usize,
     /// Told after each batch how many bytes the file has.
     pub advance: A,
 }
@@ -123,7 +123,7 @@ impl<A: Fn(u64)> Pump<A> {
             // The readers wait for the first bytes; of what follows, for more of them.
             let gather = if sink.written() == 0 { Duration::ZERO } else { GATHER_TIME };
             let until = Instant::now() + gather;
-            while size < BATCH
+            while size < self.batch
                 && let Ok(Some(more)) = tokio::time::timeout_at(until, receiver.recv()).await
             {
                 size += more.bytes.len();

@@ -120,6 +120,10 @@ impl Authenticator {
         Self { credentials, auth_hosts, endpoints }
     }
 
+    pub(super) fn auth_hosts(&self) -> &[String] {
+        &self.auth_hosts
+    }
+
     /// What to send unasked: what the endpoint accepted last for this repository, renewed if it is about to expire.
     pub(super) async fn known(&self, need: Need<'_>) -> Result<Option<Authorization>, UpstreamError> {
         let state = &self.endpoints[need.endpoint.index];

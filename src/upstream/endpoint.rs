@@ -109,6 +109,18 @@ impl Endpoint {
         })
     }
 
+    /// The same, as the only endpoint of an upstream.
+    pub(super) fn alone(&self) -> Self {
+        Self {
+            index: 0,
+            origin: self.origin.clone(),
+            label: self.label.clone(),
+            base: self.base.clone(),
+            project: self.project.clone(),
+            down_until_ms: AtomicU64::new(0),
+        }
+    }
+
     /// The URL of `path` (`<repository>/manifests/<reference>` and the like) with an optional query. Repository names,
     /// tags and digests hold no character that would need escaping.
     pub(super) fn url(&self, path: &str, query: Option<&str>) -> Url {

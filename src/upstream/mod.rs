@@ -31,6 +31,7 @@ mod tags;
 mod tls;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use blobs::{BlobBody, BlobHead, BlobRequest, BlobResponse, ContentRange};
@@ -51,7 +52,7 @@ pub struct Upstream {
     name: String,
     docker_hub: bool,
     endpoints: Endpoints,
-    client: HttpClient,
+    client: Arc<HttpClient>,
     auth: Authenticator,
     header_timeout: Duration,
     stall_timeout: Duration,
@@ -103,12 +104,36 @@ impl Upstream {
             docker_hub: options.docker_hub || own.is_docker_hub(),
             auth: Authenticator::new(credentials, options.auth_hosts, mirrors.len() + 1),
             endpoints: Endpoints::new(mirrors, own),
-            client: HttpClient::new(extra_roots, options.connect_timeout, options.workers),
+            client: Arc::new(HttpClient::new(extra_roots, options.connect_timeout, options.workers)),
             header_timeout: options.header_timeout,
             stall_timeout: options.stall_timeout,
             max_manifest_bytes: options.max_manifest_bytes,
             observer: options.observer,
             name: options.name,
+        })
+    }
+
+    /// The upstream's own URL with another login, or none, and over the same connections; `None` if the login cannot be
+    /// sent. Tokens are the new one's own.
+    pub fn as_seen_by(&self, login: Option<(&str, &str)>) -> Option<Self> {
+        let own = self.endpoints.own().alone();
+        let credentials = match login {
+            Some((username, password)) => CredentialStore::Own {
+                origin: own.origin.clone(),
+                login: Login::basic(username, password).ok()?,
+            },
+            None => CredentialStore::None,
+        };
+        Some(Self {
+            docker_hub: self.docker_hub,
+            auth: Authenticator::new(credentials, self.auth.auth_hosts().to_vec(), 1),
+            endpoints: Endpoints::new(Vec::new(), own),
+            client: Arc::clone(&self.client),
+            header_timeout: self.header_timeout,
+            stall_timeout: self.stall_timeout,
+            max_manifest_bytes: self.max_manifest_bytes,
+            observer: self.observer.clone(),
+            name: self.name.clone(),
         })
     }
 

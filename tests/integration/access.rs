@@ -13,10 +13,10 @@ use toml::Table;
 
 use crate::support::client::{Answer, Request, get};
 use crate::support::eventually;
-use crate::support::images::Image;
+use crate::support::images::{Image, write_layout};
 use crate::support::origin::Origin;
 use crate::support::process::{Setup, Spliceway};
-use crate::support::registry::{PASSWORD, USERNAME, skopeo_copy};
+use crate::support::registry::{PASSWORD, Registry, USERNAME, skopeo_copy};
 use crate::support::sha256;
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority};
@@ -28,6 +28,8 @@ const TAGGED: &str = "/v2/team/app/manifests/v1";
 struct Scene {
     origin: Origin,
     image: Image,
+    /// One that only the test has.
+    own: Image,
     home: TempDir,
 }
 
@@ -35,7 +37,10 @@ impl Scene {
     fn new() -> Self {
         let (origin, image) = (Origin::start(), Image::new(1, "amd64", &[2000]));
         image.hold(&origin, REPOSITORY, "v1");
-        Self { origin, image, home: TempDir::with_prefix("access-test-").expect("a temporary directory") }
+        let home = TempDir::with_prefix("access-test-").expect("a temporary directory");
+        // The logins that clients store.
+        fs::write(home.path().join("auth.json"), "{}").expect("our own directory");
+        Self { origin, image, own: Image::new(2, "amd64", &[3000]), home }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -72,9 +77,6 @@ impl Scene {
         command.arg("--src-tls-verify=false").arg("--src-authfile").arg(self.path("auth.json"));
         command.arg(format!("docker://{}/{REPOSITORY}:v1", spliceway.addr()));
         command.arg(format!("dir:{}", to.path().display()));
-        if !self.path("auth.json").exists() {
-            fs::write(self.path("auth.json"), "{}").expect("our own directory");
-        }
         let finished = tools::run(&mut command);
         if !finished.status.success() {
             return Err(finished.stderr);
@@ -82,6 +84,17 @@ impl Scene {
         let manifest = fs::read(to.path().join("manifest.json")).expect("skopeo wrote it");
         assert_eq!(sha256(&manifest), self.image.digest());
         Ok(())
+    }
+
+    /// Pushes the test's own image with skopeo, with the login that it stored if it has one.
+    fn push(&self, spliceway: &Spliceway, repository: &str) -> Result<(), String> {
+        write_layout(&self.path("layout"), std::slice::from_ref(&self.own));
+        let mut command = skopeo_copy();
+        command.arg("--dest-tls-verify=false").arg("--dest-authfile").arg(self.path("auth.json"));
+        command.arg(format!("oci:{}", self.path("layout").display()));
+        command.arg(format!("docker://{}/{repository}:v1", spliceway.addr()));
+        let finished = tools::run(&mut command);
+        if finished.status.success() { Ok(()) } else { Err(finished.stderr) }
     }
 
     fn login(&self, spliceway: &Spliceway, user: &str, password: &str) -> bool {
@@ -136,6 +149,8 @@ fn permission_comes_before_everything_else() {
         ("GET", &blob, 200),
         ("GET", "/v2/team/app/tags/list", 200),
         ("GET", "/v2/other/app/tags/list", 403),
+        ("POST", "/v2/team/app/blobs/uploads/", 403),
+        ("PATCH", "/v2/team/app/blobs/uploads/6d5b1c1e-2f3a-4b5c-8d7e-9f0a1b2c3d4e", 403),
         ("PUT", TAGGED, 403),
         ("DELETE", TAGGED, 403),
         ("DELETE", &blob, 403),
@@ -219,12 +234,48 @@ fn where_pulling_is_open_clients_pull_without_a_login_and_log_in_for_the_rest() 
 }
 
 #[test]
+fn clients_push_with_a_login_where_it_allows_that() {
+    let scene = Scene::new();
+    let users = scene.htpasswd(&[USERNAME, "bob"]);
+    let rules = "rules = [{ users = 'alice', repositories = 'mine/**', actions = ['pull', 'push'] }]";
+    for anonymous in ["", "anonymous = 'pull'"] {
+        let spliceway = scene.start(&format!("htpasswd = {users:?}\n{anonymous}\n{rules}"));
+        let pushed = "/v2/mine/app/manifests/v1";
+        scene.push(&spliceway, "mine/app").expect_err("without a login");
+        assert!(scene.login(&spliceway, "bob", &password("bob")));
+        scene.push(&spliceway, "mine/app").expect_err("with another one's login");
+        ask(&spliceway, "GET", pushed, Some(&basic(USERNAME))).expect(404);
+        assert!(scene.login(&spliceway, USERNAME, PASSWORD));
+        scene.push(&spliceway, "mine/app").expect("with a login");
+        scene.push(&spliceway, "other/app").expect_err("elsewhere");
+        ask(&spliceway, "GET", pushed, Some(&basic(USERNAME))).expect(200).expect_body(&scene.own.manifest);
+        fs::write(scene.path("auth.json"), "{}").expect("our own directory");
+    }
+}
+
+#[test]
+fn a_token_that_allows_pushing_is_asked_for_and_taken() {
+    let scene = Scene::new();
+    let tokens = TokenServer::start(Duration::from_mins(5));
+    let spliceway = scene.start(&token_access(&tokens));
+    scene.push(&spliceway, "mine/app").expect_err("without a login");
+    assert!(scene.login(&spliceway, USERNAME, PASSWORD));
+    scene.push(&spliceway, "mine/app").expect("with a login");
+    let list = |scope: &str| {
+        let token = format!("Bearer {}", fetch_token(&tokens, scope));
+        ask(&spliceway, "GET", "/v2/_catalog", Some(&token))
+    };
+    let refused = list("repository:mine/app:pull").expect(401);
+    let challenge = refused.header("www-authenticate").expect("a challenge");
+    assert!(challenge.contains("scope=\"registry:catalog:*\",error=\"insufficient_scope\""), "{challenge}");
+    list("registry:catalog:*").expect(200);
+}
+
+#[test]
 fn podman_pulls_without_a_login_and_logs_in() {
     let scene = Scene::new();
     let users = scene.htpasswd(&[USERNAME]);
     let spliceway = scene.start(&format!("htpasswd = {users:?}\nanonymous = 'pull'"));
-    // podman will have the file that it is told to use.
-    fs::write(scene.path("auth.json"), "{}").expect("our own file");
     let podman = |arguments: &[&str]| {
         let mut command = Command::new("podman");
         command.args(["--storage-driver", "vfs"]);
@@ -436,4 +487,59 @@ fn a_key_is_named_by_a_chain_a_fingerprint_or_a_thumbprint() {
         let forged = sign(&scene, &stranger.key, &json!({"alg": algorithm, "kid": kid}), &claims());
         ask(&by_name, "GET", TAGGED, Some(&forged)).expect(401);
     }
+}
+
+/// In front of a registry that wants a login, which is ours and which clients must have as well.
+fn before_private(registry: &Registry) -> Spliceway {
+    Spliceway::start(|setup| {
+        let upstream = setup.upstream("central", &registry.url());
+        upstream.set("username", USERNAME).set("password", PASSWORD).set("client_credentials", true);
+    })
+}
+
+#[test]
+fn an_upstream_decides_by_the_clients_login_who_gets_what_is_held() {
+    let scene = Scene::new();
+    let tokens = TokenServer::start(Duration::from_mins(5));
+    for mut registry in [Registry::htpasswd(), Registry::token(&tokens)] {
+        let layout = scene.path("layout");
+        write_layout(&layout, std::slice::from_ref(&scene.image));
+        registry.push(&layout, &format!("{REPOSITORY}:v1"));
+        let spliceway = before_private(&registry);
+        let blob = sha256(&scene.image.blobs[0]);
+        let held = format!("/v2/team/app/blobs/{blob}");
+        scene.pull(&spliceway).expect_err("without a login");
+        assert!(scene.login(&spliceway, USERNAME, PASSWORD));
+        scene.pull(&spliceway).expect("with a login");
+        spliceway.wait_published(&blob);
+
+        for target in [TAGGED, &held, "/v2/team/app/tags/list", "/v2/central/team/app/manifests/v1"] {
+            let stranger = get(spliceway.addr(), target).expect(401);
+            assert!(stranger.header("www-authenticate").is_some(), "{stranger}");
+            ask(&spliceway, "GET", target, Some(&basic_with(USERNAME, "wrong"))).expect(401);
+            ask(&spliceway, "GET", target, Some(&basic(USERNAME))).expect(200);
+        }
+        get(spliceway.addr(), "/v2/_catalog").expect(403);
+        assert!(!spliceway.log().contains(PASSWORD));
+
+        // What is held does not become anybody's by being mounted.
+        let mount = format!("/v2/mine/app/blobs/uploads/?mount={blob}&from={REPOSITORY}");
+        ask(&spliceway, "POST", &mount, None).expect(202);
+
+        registry.stop();
+        ask(&spliceway, "GET", &held, Some(&basic(USERNAME))).expect(200);
+        let answer = get(spliceway.addr(), &held);
+        assert!(answer.status() >= 500, "who was not admitted before is not served: {answer}");
+        fs::write(scene.path("auth.json"), "{}").expect("our own directory");
+    }
+}
+
+#[test]
+fn what_is_pushed_is_not_the_upstreams_to_refuse() {
+    let scene = Scene::new();
+    let registry = Registry::htpasswd();
+    let spliceway = before_private(&registry);
+    scene.push(&spliceway, REPOSITORY).expect("anybody may");
+    get(spliceway.addr(), TAGGED).expect(200).expect_body(&scene.own.manifest);
+    get(spliceway.addr(), "/v2/team/app/manifests/v2").expect(401);
 }

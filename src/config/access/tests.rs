@@ -115,6 +115,21 @@ fn every_key_is_read_and_written_again() {
 }
 
 #[test]
+fn logins_are_an_upstreams_or_ours() {
+    let home = home();
+    let upstream = "[[registry.upstream]]\nname = 'r'\nurl = 'https://r'\nclient_credentials = true";
+    let config = load(home.path(), upstream).expect("usable");
+    let registry = &config.registries[0];
+    assert!(registry.access.passes_logins && registry.upstreams[0].client_credentials);
+    assert!(!load(home.path(), "").expect("usable").registries[0].access.passes_logins);
+    let both =
+        load(home.path(), &format!("htpasswd = 'HOME/users'\n{upstream}")).expect_err("refused").to_string();
+    for part in [":4: htpasswd", "`client_credentials` of upstream \"r\"", "one login"] {
+        assert!(both.contains(part), "{part} in {both}");
+    }
+}
+
+#[test]
 fn what_cannot_be_used_is_named_with_place_value_and_remedy() {
     let home = home();
     let rule = |rest: &str| format!("htpasswd = 'HOME/users'\nrules = [{{ {rest} }}]");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 
 use super::{Action, Wish};
 
@@ -21,6 +21,14 @@ pub(super) enum Complaint {
     None,
     InvalidToken,
     InsufficientScope,
+}
+
+impl Complaint {
+    /// About a client without a login: about none, or about the token that stands for none, as containerd asks for that
+    /// again and again unless it is told.
+    pub(super) fn of_nobody(headers: &HeaderMap) -> Self {
+        if headers.contains_key(AUTHORIZATION) { Self::InsufficientScope } else { Self::None }
+    }
 }
 
 /// `Basic realm="…"`.

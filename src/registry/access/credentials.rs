@@ -73,6 +73,11 @@ impl Login {
         Some(Self { user, password: pair[colon + 1..].to_vec() })
     }
 
+    /// The user's name, no more of it than a person reads.
+    pub(super) fn shown(&self) -> String {
+        self.user.chars().take(100).collect()
+    }
+
     /// The token that says the same as this login. It is as secret as the password, and as good.
     pub(super) fn token(&self) -> String {
         let pair = [self.user.as_bytes(), b":", &self.password].concat();

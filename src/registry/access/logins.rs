@@ -51,13 +51,16 @@ pub(super) enum Verdict {
 }
 
 /// A keyed hash of a user's name and password.
-type Trace = [u8; 32];
+pub(super) type Trace = [u8; 32];
+
+/// Makes traces, with a key of its own.
+pub(super) struct Tracer(hmac::Key);
 
 pub(super) struct Logins {
     path: PathBuf,
     users: RwLock<Users>,
     look: Mutex<Look>,
-    key: hmac::Key,
+    tracer: Tracer,
     /// With the number of the file that it was verified against.
     remembered: Mutex<LruCache<Trace, (Instant, u64)>>,
     under_way: Coalesce<Trace, Verdict>,
@@ -93,16 +96,13 @@ impl Logins {
     pub(super) fn new(path: &Path) -> Result<Self, AccessError> {
         let stamp = Stamp::of(path).ok().flatten();
         let file = Arc::new(Htpasswd::read(path)?);
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| {
-            AccessError::new(path, "cannot be used: the system has no random numbers".to_owned())
-        })?;
         // The others serve meanwhile.
         let turns = thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
         Ok(Self {
             path: path.to_owned(),
             users: RwLock::new(Users { file, number: 0 }),
             look: Mutex::new(Look { at: Instant::now(), stamp, problem: None }),
-            key,
+            tracer: Tracer::new(path)?,
             remembered: Mutex::new(LruCache::new(REMEMBERED_MAX)),
             under_way: Coalesce::default(),
             turns: Arc::new(Semaphore::new(turns)),
@@ -115,7 +115,7 @@ impl Logins {
     /// Must be called inside a `LocalSet`. Cancel safe.
     pub(super) async fn verify(&self, login: &Login, throttle: &Throttle, peer: SocketAddr) -> Verdict {
         self.look_again().await;
-        let trace = self.trace(login);
+        let trace = self.tracer.trace(Some(login));
         let users = self.users();
         if self.remembers(&trace, users.number) {
             return Verdict::Right;
@@ -147,16 +147,6 @@ impl Logins {
             self.remember(trace, number);
         }
         verdict
-    }
-
-    fn trace(&self, login: &Login) -> Trace {
-        let mut context = hmac::Context::with_key(&self.key);
-        context.update(&(login.user.len() as u64).to_be_bytes());
-        context.update(login.user.as_bytes());
-        context.update(&login.password);
-        let mut trace = Trace::default();
-        trace.copy_from_slice(context.sign().as_ref());
-        trace
     }
 
     fn remembers(&self, trace: &Trace, number: u64) -> bool {
@@ -207,6 +197,31 @@ impl Logins {
                 look.problem = Some(problem);
             }
         }
+    }
+}
+
+impl Tracer {
+    /// `path` is what an error names.
+    pub(super) fn new(path: &Path) -> Result<Self, AccessError> {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+        let key = key.map_err(|_| {
+            AccessError::new(path, "cannot be used: the system has no random numbers".to_owned())
+        })?;
+        Ok(Self(key))
+    }
+
+    /// The trace of a login, or of nobody.
+    pub(super) fn trace(&self, login: Option<&Login>) -> Trace {
+        let mut context = hmac::Context::with_key(&self.0);
+        if let Some(login) = login {
+            // The length, so that no two pairs are the same text.
+            context.update(&(login.user.len() as u64).to_be_bytes());
+            context.update(login.user.as_bytes());
+            context.update(&login.password);
+        }
+        let mut trace = Trace::default();
+        trace.copy_from_slice(context.sign().as_ref());
+        trace
     }
 }
 

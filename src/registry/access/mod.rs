@@ -5,6 +5,7 @@
 //!  ├ credentials   what came with the request
 //!  ├ logins        name and password: cached, hashed on store threads (htpasswd), slow for guessers (throttle)
 //!  ├ token         JSON Web Tokens of a token service (keys, der)
+//!  ├ gate          an upstream that decides on its content itself, by the client's own login
 //!  ├ rules         patterns of repositories, rights
 //!  └ challenge     how a client is asked to log in
 //! ```
@@ -38,6 +39,7 @@
 mod challenge;
 mod credentials;
 mod der;
+mod gate;
 mod htpasswd;
 mod keys;
 mod logins;
@@ -56,6 +58,8 @@ use serde_json::json;
 use self::challenge::Complaint;
 pub(super) use self::challenge::TOKEN_PATH;
 use self::credentials::{ANONYMOUS_TOKEN, Login, Presented};
+pub use self::gate::Gate;
+pub(super) use self::gate::Wanted;
 use self::keys::Keyring;
 use self::logins::{Logins, Verdict};
 pub use self::rules::{Grant, Pattern, Rights, Rule};
@@ -104,6 +108,8 @@ pub struct AccessOptions {
     pub rules: Vec<Rule>,
     /// The token service.
     pub token: Option<TokenOptions>,
+    /// Logins are those of an upstream that decides on its content itself: any is taken, and means nothing here.
+    pub passes_logins: bool,
 }
 
 /// The tokens that are accepted, as distribution's `auth: token` has them.
@@ -154,6 +160,7 @@ impl AccessOptions {
             htpasswd: None,
             rules: Vec::new(),
             token: None,
+            passes_logins: false,
         }
     }
 
@@ -180,6 +187,7 @@ pub struct Access {
     logins: Option<Logins>,
     tokens: Option<Tokens>,
     rules: Vec<Rule>,
+    passes_logins: bool,
     throttle: Throttle,
 }
 
@@ -195,6 +203,7 @@ impl Access {
             realm: options.realm,
             anonymous: options.anonymous,
             rules: options.rules,
+            passes_logins: options.passes_logins,
             throttle: Throttle::default(),
         })
     }
@@ -230,6 +239,7 @@ impl Access {
     ) -> Result<(), ApiError> {
         match (presented, &self.logins, &self.tokens) {
             (Presented::Nobody, ..) => self.permit_anybody(headers, wishes),
+            (Presented::Login(_), None, _) if self.passes_logins => self.permit_anybody(headers, wishes),
             (Presented::Login(login), Some(logins), _) => {
                 if !self.is_right(logins, &login, peer).await? {
                     return Err(self.unauthorized(headers, wishes, Complaint::InvalidToken));
@@ -268,18 +278,26 @@ impl Access {
         head: &request::Parts,
         peer: SocketAddr,
     ) -> Option<Result<Response<Body>, ApiError>> {
-        let logins = self.logins.as_ref().filter(|_| self.tokens.is_none())?;
+        if self.tokens.is_some() || self.logins.is_none() && !self.passes_logins {
+            return None;
+        }
         // containerd tries a POST first, and goes on with GET after this answer.
         if head.method != Method::GET {
             return Some(Err(ApiError::method_not_allowed(&head.method, "GET")));
         }
         let token = match Presented::read(&head.headers) {
             Presented::Nobody => ANONYMOUS_TOKEN.to_owned(),
-            Presented::Login(login) => match self.is_right(logins, &login, peer).await {
-                Ok(true) => login.token(),
-                Ok(false) => return Some(Err(self.unauthorized_to_token())),
-                Err(error) => return Some(Err(error)),
-            },
+            Presented::Login(login) => {
+                let right = match &self.logins {
+                    Some(logins) => self.is_right(logins, &login, peer).await,
+                    None => Ok(true),
+                };
+                match right {
+                    Ok(true) => login.token(),
+                    Ok(false) => return Some(Err(self.unauthorized_to_token())),
+                    Err(error) => return Some(Err(error)),
+                }
+            }
             Presented::Token(_) | Presented::Unreadable => return Some(Err(self.unauthorized_to_token())),
         };
         let body = json!({ "token": token, "access_token": token, "expires_in": TOKEN_SECONDS }).to_string();
@@ -294,7 +312,7 @@ impl Access {
 
     /// Whether there is something to log in to.
     fn authenticates(&self) -> bool {
-        self.logins.is_some() || self.tokens.is_some()
+        self.logins.is_some() || self.tokens.is_some() || self.passes_logins
     }
 
     fn permit_anybody(&self, headers: &HeaderMap, wishes: &[Wish<'_>]) -> Result<(), ApiError> {
@@ -302,16 +320,19 @@ impl Access {
             // See the module's doc.
             Action::Ping => {
                 let has_token = headers.contains_key(AUTHORIZATION);
-                !self.authenticates() || self.anonymous.is_everything() || has_token && self.is_open()
+                let is_open = self.anonymous.is_everything() && !self.passes_logins;
+                !self.authenticates() || is_open || has_token && self.is_open()
             }
+            // It names what an upstream may not name to everybody.
+            Action::Catalog if self.passes_logins => false,
             _ => self.anonymous.allows(wish),
         };
         let Some(refused) = wishes.iter().find(|wish| !may(wish)) else { return Ok(()) };
-        if self.authenticates() {
-            return Err(self.unauthorized(headers, wishes, Complaint::None));
+        let has_users = self.logins.is_some() || self.tokens.is_some();
+        if has_users || refused.action == Action::Ping {
+            return Err(self.unauthorized(headers, wishes, Complaint::of_nobody(headers)));
         }
-        let what = words(refused);
-        Err(ApiError::denied(&format!("{what} needs a login, and this registry has no users")))
+        Err(no_users(refused))
     }
 
     /// Whether anybody may do something.
@@ -332,8 +353,7 @@ impl Access {
             Verdict::Right => Ok(true),
             Verdict::Busy => Err(too_many()),
             Verdict::Wrong => {
-                let user: String = login.user.chars().take(100).collect();
-                tracing::warn!(client = %peer, user, "wrong user name or password");
+                tracing::warn!(client = %peer, user = login.shown(), "wrong user name or password");
                 self.pause(peer).await?;
                 Ok(false)
             }
@@ -365,6 +385,10 @@ impl Access {
 
 fn too_many() -> ApiError {
     ApiError::too_many_logins(PAUSE)
+}
+
+fn no_users(wish: &Wish<'_>) -> ApiError {
+    ApiError::denied(&format!("{} needs a login, and this registry has no users", words(wish)))
 }
 
 fn denied(user: &str, wish: &Wish<'_>) -> ApiError {

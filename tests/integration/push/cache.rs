@@ -262,3 +262,24 @@ fn assert_one_file(root: &Path, digest: &str) {
         std::os::unix::fs::MetadataExt::nlink(&fs::metadata(blob_path(root, digest)).expect("the blob"));
     assert_eq!(links, 1, "no session keeps the blob's file");
 }
+
+#[test]
+fn what_only_upstream_has_is_fetched_for_a_manifest_that_names_it() {
+    let mut origin = Origin::start();
+    let mut spliceway = Spliceway::before(&origin);
+    let repository = Repository::new(spliceway.addr(), "team/app");
+    let image = Image::new(1, "amd64", &[100, 3 * MIB]);
+    for blob in &image.blobs {
+        origin.blob(blob.clone());
+    }
+    // What a client that pushes asks first; it is told that it need not send the blobs.
+    for blob in &image.blobs {
+        repository.head_blob(&sha256(blob)).expect(200);
+    }
+    repository.put("mine", OCI_MANIFEST, &image.manifest).expect(201);
+    origin.stop();
+    spliceway.stop();
+    fs::remove_dir_all(spliceway.data().join("cache")).expect("our own directory");
+    spliceway.restart(|_| ());
+    Repository::new(spliceway.addr(), "team/app").assert_holds("mine", &image);
+}
