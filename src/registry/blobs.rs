@@ -39,7 +39,8 @@ impl Registry {
         digest: &Digest,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        let mut looked_at = Instant::now();
+        let begun = Instant::now();
+        let mut looked_at = begun;
         if let Some(local) = &target.local {
             let found = self.local.find(&worker.files, local, LinkKind::Layer, digest).await;
             let found = found.map_err(|error| disk_error("find a blob", &error))?;
@@ -49,13 +50,22 @@ impl Registry {
                 return self.send_stored(head, &blob);
             }
         }
-        let Some(remote) = &target.remote else { return Err(ApiError::blob_unknown(digest)) };
-        let found = self.cache.find(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
-        let found = found.map_err(|error| disk_error("find a blob", &error))?;
-        if let Some(blob) = found.value {
-            record.hit(looked_at.min(found.at));
-            return self.send_stored(head, &blob);
+        if let Some(remote) = &target.remote {
+            let found = self.cache.find(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
+            let found = found.map_err(|error| disk_error("find a blob", &error))?;
+            if let Some(blob) = found.value {
+                record.hit(looked_at.min(found.at));
+                return self.send_stored(head, &blob);
+            }
         }
+        if let Some(local) = &target.local {
+            let found = self.local.find_now(&worker.files, local, LinkKind::Layer, digest, begun).await;
+            if let Some(blob) = found.map_err(|error| disk_error("find a blob", &error))?.value {
+                record.cache = CacheState::Hit;
+                return self.send_stored(head, &blob);
+            }
+        }
+        let Some(remote) = &target.remote else { return Err(ApiError::blob_unknown(digest)) };
         self.absent_blob(worker, head, remote, digest, record).await
     }
 

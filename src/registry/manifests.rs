@@ -94,7 +94,8 @@ impl Registry {
         digest: &Digest,
         record: &mut Record,
     ) -> Result<Found, ApiError> {
-        let mut looked_at = Instant::now();
+        let begun = Instant::now();
+        let mut looked_at = begun;
         if let Some(local) = &target.local {
             let found = look(&self.local, worker, local, digest).await?;
             looked_at = looked_at.min(found.at);
@@ -104,12 +105,21 @@ impl Registry {
             }
         }
         let reference = Reference::Digest(*digest);
-        let Some(remote) = &target.remote else { return Err(ApiError::manifest_unknown(&reference)) };
-        let found = look(&self.cache, worker, &remote.stored, digest).await?;
-        if let Some(blob) = found.value {
-            record.hit(looked_at.min(found.at));
-            return Ok(Found::Stored(blob));
+        if let Some(remote) = &target.remote {
+            let found = look(&self.cache, worker, &remote.stored, digest).await?;
+            if let Some(blob) = found.value {
+                record.hit(looked_at.min(found.at));
+                return Ok(Found::Stored(blob));
+            }
         }
+        if let Some(local) = &target.local {
+            let found = self.local.find_now(&worker.files, local, LinkKind::Manifest, digest, begun).await;
+            if let Some(blob) = found.map_err(|error| disk_error("find a manifest", &error))?.value {
+                record.cache = CacheState::Hit;
+                return Ok(Found::Stored(blob));
+            }
+        }
+        let Some(remote) = &target.remote else { return Err(ApiError::manifest_unknown(&reference)) };
         if self.is_known_absent(remote, LinkKind::Manifest, &reference) {
             return Err(ApiError::manifest_unknown(&reference));
         }
@@ -129,10 +139,13 @@ impl Registry {
         let reference = Reference::Tag(tag.clone());
         if let Some(local) = &target.local
             && let Some(link) = tag_link(&self.local, worker, local, tag).await?
-            && let Some(blob) = find(&self.local, worker, local, &link.digest).await?
         {
-            record.cache = CacheState::Hit;
-            return Ok(Tagged { found: Found::Stored(blob), age: None, stale: false });
+            let (files, begun) = (&worker.files, Instant::now());
+            let found = self.local.find_now(files, local, LinkKind::Manifest, &link.digest, begun).await;
+            if let Some(blob) = found.map_err(|error| disk_error("find a manifest", &error))?.value {
+                record.cache = CacheState::Hit;
+                return Ok(Tagged { found: Found::Stored(blob), age: None, stale: false });
+            }
         }
         let Some(remote) = &target.remote else { return Err(ApiError::manifest_unknown(&reference)) };
         let link = tag_link(&self.cache, worker, &remote.stored, tag).await?;

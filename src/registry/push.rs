@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
@@ -133,7 +133,8 @@ impl Registry {
         depth: usize,
     ) -> Result<bool, ApiError> {
         let failed = |error| write_error("look for what a manifest needs", &error);
-        if self.local.find(&worker.files, repository, kind, digest).await.map_err(failed)?.value.is_some() {
+        let held = self.local.find_now(&worker.files, repository, kind, digest, Instant::now()).await;
+        if held.map_err(failed)?.value.is_some() {
             return Ok(true);
         }
         let Some(remote) = &target.remote else { return Ok(false) };

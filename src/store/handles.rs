@@ -212,7 +212,11 @@ impl Handles {
             Known::Unknown(unknown) => unknown,
         };
         let link = links::look(files, &layout.tag_current(repository, tag), &unknown).await?;
-        lock(&self.tags).remember(key, &Looked { value: link, at: now }, &unknown);
+        match link {
+            Some(_) => lock(&self.tags).remember(key, &Looked { value: link, at: now }, &unknown),
+            // Another process may be pushing it, to a client that then asks this one.
+            None => lock(&self.tags).forget(repository, &key),
+        }
         Ok(link.map(Into::into))
     }
 

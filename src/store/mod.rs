@@ -30,6 +30,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use blob::{Blob, Held, Labels, REVALIDATE_AFTER, generation, renew_generation};
 use bytes::Bytes;
@@ -119,6 +120,24 @@ impl Store {
         Ok(found)
     }
 
+    /// As [`Store::find`], but an absence that was seen before `since` does not count: another process may have taken a
+    /// push after that, from a client that then asked this one. For who is about to say that there is nothing.
+    pub async fn find_now(
+        &self,
+        files: &Files,
+        repository: &StoredRepository,
+        kind: LinkKind,
+        digest: &Digest,
+        since: Instant,
+    ) -> io::Result<Looked<Option<Arc<Blob>>>> {
+        let found = self.find(files, repository, kind, digest).await?;
+        if found.value.is_some() || found.at >= since {
+            return Ok(found);
+        }
+        self.handles.forget_link(repository, kind, digest);
+        self.find(files, repository, kind, digest).await
+    }
+
     /// The blob, whichever repository it belongs to: for a caller that has established the right to it otherwise.
     pub async fn blob(&self, files: &Files, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
         let blob = self.handles.blob(files, &self.layout, digest).await?.value;
@@ -134,7 +153,7 @@ impl Store {
         }
     }
 
-    /// Whether `repository` links `digest`.
+    /// Whether `repository` links `digest`; of an absence see [`Store::find_now`].
     pub async fn is_linked(
         &self,
         files: &Files,
@@ -142,6 +161,12 @@ impl Store {
         kind: LinkKind,
         digest: &Digest,
     ) -> io::Result<bool> {
+        let begun = Instant::now();
+        let link = self.handles.link(files, &self.layout, repository, kind, digest).await?;
+        if link.value.is_some() || link.at >= begun {
+            return Ok(link.value.is_some());
+        }
+        self.handles.forget_link(repository, kind, digest);
         Ok(self.handles.link(files, &self.layout, repository, kind, digest).await?.value.is_some())
     }
 

@@ -9,7 +9,7 @@ use crate::support::plan::{Gate, Plan};
 use crate::support::registry::{Registry, skopeo_copy};
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority};
-use crate::support::{noise, sha256};
+use crate::support::{eventually, noise, sha256};
 
 #[test]
 fn origin_serves_blobs_ranges_and_images() {
@@ -76,7 +76,8 @@ fn origin_misbehaves_as_planned() {
 
     let addr = origin.addr();
     origin.stop();
-    assert!(std::net::TcpStream::connect(addr).is_err(), "a stopped origin refuses");
+    // Not at once: a process that another test is just starting has the socket until it becomes its own program.
+    eventually("a stopped origin to refuse", || std::net::TcpStream::connect(addr).is_err().then_some(()));
     origin.restart();
     get(addr, &path).expect(200).expect_body(&bytes);
 }

@@ -222,3 +222,34 @@ fn what_one_process_deletes_while_the_other_pushes_it_is_whole_or_gone() {
         assert_tree_is_right(&local(&first));
     }
 }
+
+#[test]
+fn what_one_process_was_given_the_other_has_at_once() {
+    let (first, _second, a, b) = two();
+    for round in 0..20 {
+        let image = Image::new(round * 10, "amd64", &[100, 3000]);
+        let tag = format!("v{round}");
+        // As a client does it behind a balancer: asked here that it is missing, pushed there, named here.
+        for blob in &image.blobs {
+            let digest = sha256(blob);
+            a.head_blob(&digest).expect(404);
+            b.push(blob);
+            a.head_blob(&digest).expect(200);
+        }
+        a.head_manifest(&tag).expect(404);
+        b.head_manifest(&image.digest()).expect(404);
+        a.put(&tag, OCI_MANIFEST, &image.manifest).expect(201);
+        b.assert_holds(&image.digest(), &image);
+        b.assert_holds(&tag, &image);
+        // A tag that both know moves: at the latest when what was seen is too old to be believed.
+        b.put("moving", OCI_MANIFEST, &image.manifest).expect(201);
+        thread::sleep(if round % 10 == 0 { STALE_AT_MOST } else { Duration::ZERO });
+        let seen = a.manifest("moving").expect(200);
+        if round % 10 == 0 {
+            seen.expect_body(&image.manifest);
+        }
+        a.named("other/app").post(&format!("?mount={}&from=team/app", sha256(image.layer(0)))).expect(201);
+        b.named("other/app").head_blob(&sha256(image.layer(0))).expect(200);
+    }
+    assert_tree_is_right(&local(&first));
+}

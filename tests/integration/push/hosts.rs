@@ -77,3 +77,36 @@ fn registries_chosen_by_host_share_nothing() {
         assert_tree_is_right(&spliceway.data().join(root));
     }
 }
+
+#[test]
+fn a_registry_with_an_address_of_its_own_shares_nothing_either() {
+    let spliceway = Spliceway::start(|setup| {
+        setup.more("[[registry]]\nname = \"own\"\nlisten = \"127.0.0.1:0\"\n");
+    });
+    let listening = |line: &str| line.strip_prefix("listening on http://").map(str::to_owned);
+    let addresses: Vec<String> = spliceway.log().lines().filter_map(listening).collect();
+    let own = addresses[1].parse().expect("an address");
+    let first = Repository::new(spliceway.addr(), "team/app");
+    let second = first.at(own);
+    let image = Image::new(1, "amd64", &[100, 70_000]);
+    first.push_image("v1", &image);
+    let session = first.begin();
+    session.patch(b"content").expect(202);
+    for digest in image.blobs.iter().map(|blob| sha256(blob)).chain([image.digest()]) {
+        second.head_blob(&digest).expect(404);
+        second.manifest(&digest).expect(404);
+        second.delete_blob(&digest).expect(404);
+        assert_eq!(second.post(&format!("?mount={digest}&from=team/app")).status(), 202);
+    }
+    second.manifest("v1").expect(404);
+    second.put("v1", OCI_MANIFEST, &image.manifest).expect_error(400, "MANIFEST_BLOB_UNKNOWN");
+    session.at(own).status().expect_error(404, "BLOB_UPLOAD_UNKNOWN");
+    session.at(own).finish(&sha256(b"content"), &[]).expect_error(404, "BLOB_UPLOAD_UNKNOWN");
+    second.push_image("v1", &image);
+    first.delete_manifest(&image.digest()).expect(202);
+    second.assert_holds("v1", &image);
+    // Whatever the Host says, the address decides.
+    let disguised = first.at_host("second.example").at(own);
+    disguised.assert_holds("v1", &image);
+    session.finish(&sha256(b"content"), &[]).expect(201);
+}

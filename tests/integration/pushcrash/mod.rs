@@ -3,6 +3,7 @@
 
 mod disks;
 mod kills;
+mod links;
 mod states;
 mod steps;
 
