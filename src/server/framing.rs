@@ -117,6 +117,13 @@ impl Framing {
         }
     }
 
+    /// So many bytes of a body of known length went by without being shown: at most [`body_left`](Self::body_left).
+    pub fn pass_body(&mut self, len: usize) {
+        if let State::Length(left) = self.state {
+            self.state = body_of_length(left.saturating_sub(len as u64));
+        }
+    }
+
     /// Says what the bytes at the front of `data` are. The caller takes as many as the step says, and shows what is
     /// behind them the next time.
     pub fn step(&mut self, data: &[u8]) -> Step {

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::rt::ReadBufCursor;
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -231,6 +232,23 @@ impl Transport {
         })
     }
 
+    /// Reads once from the socket to where the library wants it: for a body that is as long at least, of which no byte has
+    /// to be looked at, nor copied once more (a twentieth of the CPU time of a push).
+    fn poll_body(&mut self, cx: &mut Context<'_>, out: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut counted = TokioIo::new(Counted { stream: &mut self.stream, read: 0 });
+        let polled = hyper::rt::Read::poll_read(Pin::new(&mut counted), cx, out);
+        let read = counted.inner().read;
+        if polled.is_pending() {
+            self.note_waiting();
+            return Poll::Pending;
+        }
+        self.shared.deadlines.set_reading(Reading::Nothing);
+        self.shared.set_flushed(false);
+        self.read_end |= read == 0;
+        self.inbound.framing.pass_body(read);
+        polled
+    }
+
     /// Begins to give an answer again, if `data`, just read, is a request for one.
     fn begin_encore(&mut self, data: &[u8]) -> bool {
         let Inbound { framing, held, .. } = &self.inbound;
@@ -419,12 +437,36 @@ impl hyper::rt::Read for Transport {
             if this.read_end {
                 return this.poll_read_end(cx);
             }
+            if inbound.held.is_empty()
+                && inbound.framing.body_left().is_some_and(|left| left >= out.remaining() as u64)
+            {
+                return this.poll_body(cx, out);
+            }
             let Poll::Ready(read) = this.poll_socket(cx, Some(&mut out)) else {
                 this.note_waiting();
                 return Poll::Pending;
             };
             read?;
         }
+    }
+}
+
+/// Counts what one call reads.
+struct Counted<'a> {
+    stream: &'a mut TcpStream,
+    read: usize,
+}
+
+impl AsyncRead for Counted<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *self.stream).poll_read(cx, buf);
+        self.read = buf.filled().len() - before;
+        polled
     }
 }
 
