@@ -11,8 +11,8 @@ use crate::store::on_store_thread;
 use crate::store::pump::{Pieces, Pump, WriteFailure};
 use crate::store::upload::Upload;
 
-/// A piece that is shorter than this, in bytes, is copied: the library reads into buffers of up to 128 KiB.
-const COPIED_BELOW: usize = 32 << 10;
+/// A piece that is shorter than this, in bytes, is copied: the library reads into buffers of up to 256 KiB.
+const COPIED_BELOW: usize = 64 << 10;
 
 /// What is written at once, in bytes: nobody is woken for it, and the less it is, the more of it is still in the CPU's
 /// cache when it is hashed.

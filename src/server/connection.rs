@@ -33,8 +33,8 @@ use crate::body::Body;
 use crate::sys::Files;
 
 /// The most bytes that the library buffers of a request's body, and the most of ordinary slices of a response before it
-/// flushes them.
-const BUFFER_BYTES: usize = 128 * 1024;
+/// flushes them. A push of 512 MiB takes 0.65 s of CPU with 128 KiB, 0.61 with this.
+const BUFFER_BYTES: usize = 256 * 1024;
 /// A connection that has been idle for so long goes on without the library, whose buffers take 16 KiB of the 20 that an
 /// idle connection takes with it. Short, so that not many are idle and have them; long beside the time that setting the
 /// library up takes (about 1 µs).
