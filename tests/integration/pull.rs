@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::support::client::{Request, get};
+use crate::support::containerd::Containerd;
 use crate::support::images::{
     DOCKER_LIST, DOCKER_MANIFEST, Image, OCI_INDEX, OCI_MANIFEST, docker_list, index, write_layout,
 };
@@ -17,7 +18,7 @@ use crate::support::process::{Setup, Spliceway, Upstream, entries};
 use crate::support::registry::{PASSWORD, Registry, USERNAME, skopeo_copy};
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority};
-use crate::support::{MIB, eventually, sha256};
+use crate::support::{MIB, sha256};
 
 /// What every variant of the registry holds: `team/app:v1`, one image of four layers, and `multi:v1`, an index of
 /// two platforms.
@@ -349,55 +350,6 @@ fn podman_pulls() {
     assert_eq!(manifest.status(), 404);
     let served = get(spliceway.addr(), "/v2/team/app/manifests/v1").expect(200);
     assert_eq!(digest.trim(), sha256(&served.body));
-}
-
-/// A containerd of our own: nothing of it outside its directory.
-struct Containerd {
-    home: TempDir,
-    child: Child,
-}
-
-impl Containerd {
-    fn start() -> Self {
-        let home = TempDir::with_prefix("ctrd-").expect("a temporary directory");
-        let at = home.path().display();
-        let config = format!(
-            "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{at}/sock\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{at}/opt\"\n"
-        );
-        fs::write(home.path().join("config.toml"), config).expect("our own directory");
-        let log = fs::File::create(home.path().join("log")).expect("our own directory");
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(home.path().join("config.toml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("containerd (Debian's package of that name) starts");
-        let started = Self { home, child };
-        eventually("containerd", || tools::run(started.ctr().arg("version")).status.success().then_some(()));
-        started
-    }
-
-    fn ctr(&self) -> Command {
-        let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.home.path().join("sock"));
-        command
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
-            eprintln!("--- what containerd said:\n{log}---");
-        }
-    }
 }
 
 #[test]

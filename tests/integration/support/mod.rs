@@ -4,6 +4,7 @@
 //! is bounded by [`PATIENCE`], every process is ended by its own id, every port is the kernel's choice.
 
 pub(crate) mod client;
+pub(crate) mod containerd;
 pub(crate) mod disk;
 pub(crate) mod images;
 pub(crate) mod inject;
