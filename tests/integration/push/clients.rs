@@ -1,4 +1,4 @@
-//! skopeo, podman and umoci push, and pull back the same.
+//! skopeo, podman, containerd and umoci push, and pull back the same.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,6 +10,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use crate::support::containerd::Containerd;
 use crate::support::images::{DOCKER_MANIFEST, Image, OCI_CONFIG, OCI_MANIFEST, descriptor, write_layout};
 use crate::support::process::Spliceway;
 use crate::support::push::{
@@ -242,6 +243,37 @@ fn podman_pushes_and_pulls() {
         tools::succeed(podman("second").args(["image", "inspect", "--format", "{{.Digest}}", &name]));
     let served = Repository::new(spliceway.addr(), "podman/app").manifest("v1").expect(200);
     assert_eq!(digest.trim(), sha256(&served.body));
+    assert_tree_is_right(&spliceway.data().join("local"));
+}
+
+#[test]
+fn containerd_pushes() {
+    let home = temporary();
+    let at = home.path();
+    write_layouts(&at.join("layouts"));
+    let spliceway = alone(None);
+    let containerd = Containerd::start();
+    for (number, name) in NAMES.iter().enumerate() {
+        let archive = at.join(format!("{number}.tar"));
+        let named = format!("{}/{name}", spliceway.addr());
+        let mut command = skopeo_copy();
+        command.arg(format!("oci:{}", layout(&at.join("layouts"), name).display()));
+        tools::succeed(command.arg(format!("oci-archive:{}:{named}", archive.display())));
+        // Both platforms, and without a snapshot of either: the layers of these tests are no archives.
+        let import = ["images", "import", "--no-unpack", "--all-platforms"];
+        tools::succeed(containerd.ctr().args(import).arg(&archive));
+        // The second time, everything is there, and some of it is mounted.
+        for tag in ["", "-again"] {
+            let pushed = format!("{named}{tag}");
+            tools::succeed(containerd.ctr().args(["images", "push", "--plain-http", &pushed, &named]));
+            let (repository, tag) =
+                name.split_once(':').map(|(name, v)| (name, format!("{v}{tag}"))).expect("a tag");
+            let served = Repository::new(spliceway.addr(), repository).manifest(&tag).expect(200);
+            let listed = tools::succeed(containerd.ctr().args(["images", "ls", &format!("name=={named}")]));
+            assert!(listed.contains(&sha256(&served.body)), "{listed}");
+        }
+        pull(spliceway.addr(), name, &at.join("back").join(name));
+    }
     assert_tree_is_right(&spliceway.data().join("local"));
 }
 
