@@ -29,7 +29,7 @@ use rustix::fs::{Timespec, Timestamps};
 use serde::{Deserialize, Serialize};
 
 use super::appended::{Appended, REHASH_BUFFER};
-use super::durable::{self, Durability};
+use super::durable::{self, Syncs};
 use super::layout::Layout;
 use super::pump::Sink;
 use crate::oci::{Digest, Hasher};
@@ -256,7 +256,7 @@ impl Ingest {
             origin: self.origin.clone(),
         };
         let json = serde_json::to_vec(&state)?;
-        durable::write_file(&self.layout.temporary(), &self.state_path(), &json, Durability::Relaxed)
+        durable::write_relaxed(&self.layout.temporary(), &self.state_path(), &json)
     }
 
     /// Whether what is written has the digest that it should have, and if not, which it has.
@@ -453,12 +453,25 @@ fn link_under_lock(
     link: impl FnOnce() -> io::Result<bool>,
 ) -> io::Result<bool> {
     let _shard = lock_shard(layout, digest)?;
+    let (made, linked) = link_blob(layout, target, link)?;
+    linked.run()?;
+    Ok(made)
+}
+
+/// Makes the directory of the blob `target` and links into it by `link`, which says whether the name was free. It is there
+/// for good once what is returned has run. The caller has the digest's lock.
+pub(super) fn link_blob(
+    layout: &Layout,
+    target: &Path,
+    link: impl FnOnce() -> io::Result<bool>,
+) -> io::Result<(bool, Syncs)> {
+    let mut linked = Syncs::default();
     if let Some(directory) = target.parent() {
-        durable::create_dir_all(directory)?;
+        linked.create_dir_all(directory)?;
     }
     let made = link()?;
-    durable::sync_parent(target)?;
-    Ok(made)
+    linked.parents(target, &layout.blobs())?;
+    Ok((made, linked))
 }
 
 fn read_state(layout: &Layout, digest: &Digest) -> Option<State> {

@@ -59,8 +59,8 @@ pub(super) fn manifest(
     if !missing.is_empty() {
         return Ok(Err(missing));
     }
-    let made = publish_linked(temporary.path(), &layout.blob(digest))?;
-    refs::link(layout, repository, LinkKind::Manifest, digest, Durability::Synced)?;
+    let (made, published) = publish_linked(layout, temporary.path(), digest)?;
+    refs::link_after(published, layout, repository, LinkKind::Manifest, digest)?;
     if let Some(subject) = &pushed.subject {
         refs::add_referrer(layout, repository, subject, digest)?;
     }
@@ -108,25 +108,27 @@ pub(super) fn adopt(
     kind: LinkKind,
     digest: &Digest,
 ) -> io::Result<Option<u64>> {
-    let (source, target) = (from.blob(digest), layout.blob(digest));
+    let source = from.blob(digest);
     let len = match fs::metadata(&source) {
         Ok(meta) => meta.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let shard = lock_shard(layout, digest)?;
-    let made = match publish_linked(&source, &target) {
+    let mut shard = lock_shard(layout, digest)?;
+    let (made, published) = match publish_linked(layout, &source, digest) {
         Err(error) if matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::TooManyLinks) => {
+            // Others need not wait for the copy.
             drop(shard);
             let copy = copied(layout, &source, digest)?;
-            let _shard = lock_shard(layout, digest)?;
-            publish_linked(copy.path(), &target)?
+            shard = lock_shard(layout, digest)?;
+            publish_linked(layout, copy.path(), digest)?
         }
         // It was evicted a moment ago.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        made => made?,
+        published => published?,
     };
-    refs::link(layout, repository, kind, digest, Durability::Synced)?;
+    refs::link_after(published, layout, repository, kind, digest)?;
+    drop(shard);
     Ok(Some(if made { len } else { 0 }))
 }
 

@@ -1,14 +1,15 @@
 //! Links and tags of a repository: what makes content reachable.
 //!
 //! Everything here blocks and belongs on a store thread. In `cache` nothing here is synced: a link that a power cut takes
-//! costs one question upstream. In `local` everything is, before the client hears of it. A link is written whole or not at all (rename), so a reader never sees half a digest.
+//! costs one question upstream. In `local` everything is, before the client hears of it. A link is written whole or not at
+//! all (rename), so a reader never sees half a digest.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::durable::{self, Durability};
+use super::durable::{self, Durability, Syncs};
 use super::ingest::{ShardLock, lock_file};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use crate::oci::{Algorithm, Digest, Tag};
@@ -22,6 +23,17 @@ pub(crate) fn link(
     durability: Durability,
 ) -> io::Result<()> {
     point(layout, &layout.link(repository, kind, digest), digest, durability)
+}
+
+/// Makes `digest` reachable through `repository`, durably, once what it leads to is on disk.
+pub(crate) fn link_after(
+    before: Syncs,
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> io::Result<()> {
+    point_after(before, layout, &layout.link(repository, kind, digest), digest)
 }
 
 /// Whether `repository` links `digest`: an empty or malformed link is none.
@@ -55,7 +67,11 @@ pub(crate) fn set_tag(
 ) -> io::Result<()> {
     let _lock = lock_tag(layout, repository, tag, durability)?;
     point(layout, &layout.tag_index(repository, tag, digest), digest, durability)?;
-    write(layout, &layout.tag_current(repository, tag), digest, durability)
+    let current = layout.tag_current(repository, tag);
+    match durability {
+        Durability::Synced => write_after(Syncs::default(), layout, &current, digest),
+        Durability::Relaxed => write_relaxed(layout, &current, digest),
+    }
 }
 
 /// The lock under which a tag of `local` is set and removed, so that neither takes away what the other has just done. Who
@@ -72,25 +88,33 @@ fn lock_tag(
 
 /// Makes `path` a link to `digest` unless it is one. A power cut may have left one without content.
 fn point(layout: &Layout, path: &Path, digest: &Digest, durability: Durability) -> io::Result<()> {
-    let content = digest.to_string();
-    if fs::read(path).is_ok_and(|held| held.trim_ascii() == content.as_bytes()) {
-        return settled(layout, path, durability);
-    }
-    write(layout, path, digest, durability)
-}
-
-fn write(layout: &Layout, path: &Path, digest: &Digest, durability: Durability) -> io::Result<()> {
-    durable::write_file(&layout.temporary(), path, digest.to_string().as_bytes(), durability)?;
-    settled(layout, path, durability)
-}
-
-/// A directory on the way, or the link itself, may have been made a moment ago by somebody who has not come to syncing it
-/// yet; and our caller is about to promise that it lasts. What is on disk already costs next to nothing.
-fn settled(layout: &Layout, path: &Path, durability: Durability) -> io::Result<()> {
     match durability {
-        Durability::Synced => durable::sync_parents(path, &layout.repositories()),
-        Durability::Relaxed => Ok(()),
+        Durability::Synced => point_after(Syncs::default(), layout, path, digest),
+        Durability::Relaxed if points_at(path, digest) => Ok(()),
+        Durability::Relaxed => write_relaxed(layout, path, digest),
     }
+}
+
+fn point_after(mut before: Syncs, layout: &Layout, path: &Path, digest: &Digest) -> io::Result<()> {
+    if points_at(path, digest) {
+        // Somebody may have written it a moment ago, and our caller is about to promise that it lasts.
+        before.parents(path, &layout.repositories())?;
+        return before.run();
+    }
+    write_after(before, layout, path, digest)
+}
+
+fn points_at(path: &Path, digest: &Digest) -> bool {
+    fs::read(path).is_ok_and(|held| held.trim_ascii() == digest.to_string().as_bytes())
+}
+
+fn write_relaxed(layout: &Layout, path: &Path, digest: &Digest) -> io::Result<()> {
+    durable::write_relaxed(&layout.temporary(), path, digest.to_string().as_bytes())
+}
+
+fn write_after(before: Syncs, layout: &Layout, path: &Path, digest: &Digest) -> io::Result<()> {
+    let content = digest.to_string();
+    durable::write_after(before, &layout.temporary(), path, &layout.repositories(), content.as_bytes())
 }
 
 /// Records that `tag` was confirmed now.

@@ -18,17 +18,19 @@
 //! the same. Should a digest not match though the hash went on from a state, everything is hashed once more before the
 //! client is blamed.
 //!
-//! **Publication** ([`Upload::finish`]): the data is synced, then, under the digest's lock, linked to the blob's name, its
-//! directory synced; then the repository's link is written, synced, renamed, its directory synced. Only then the session
-//! goes. A crash in between leaves the session, and a client that asks again gets the same answer.
+//! **Publication** ([`Upload::finish`]): the data is synced, then, under the digest's lock, linked to the blob's name; the
+//! blob's directories and the content of the repository's link are synced together; then the link is renamed to its place,
+//! its directories synced together. Only then the session goes. A crash in between leaves the session, and a client that asks again gets the same answer.
 //!
 //! Everything here blocks and belongs on a store thread. Dropping an [`Upload`] leaves the session as it is on disk.
+
+mod states;
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -38,17 +40,16 @@ use humantime_serde::re::humantime;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::appended::Appended;
-use super::durable::{self, Durability};
-use super::ingest::lock_shard;
+use super::durable::{self, Syncs};
+use super::ingest::{link_blob, lock_shard};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use super::pump::Sink;
 use super::refs;
 use crate::oci::{Algorithm, Digest, Hasher};
+use states::States;
 
 /// How much of one chunk is written between two hash states on disk, in bytes.
 const STATE_EVERY: u64 = 64 << 20;
-/// A state file larger than this is none, in bytes.
-const STATE_MAX: u64 = 4096;
 
 /// The bounds of upload sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,15 +174,8 @@ impl Upload {
             .create_new(true)
             .open(layout.upload_data(repository, &id))?;
         file.lock()?;
-        let mut upload = Self {
-            layout: layout.clone(),
-            repository: repository.clone(),
-            id,
-            data: Appended::new(file, Hasher::new(algorithm)),
-            started,
-            state_at: None,
-            believed: false,
-        };
+        let data = Appended::new(file, Hasher::new(algorithm));
+        let mut upload = Self::new(layout, repository, id, data, started);
         upload.write_state()?;
         Ok(Some(Box::new(upload)))
     }
@@ -223,24 +217,27 @@ impl Upload {
         };
         let file = if meta.nlink() > 1 { parted(layout, file, &path)? } else { file };
         let states = States::read(layout, repository, id)?;
-        let mut upload = Self {
-            layout: layout.clone(),
-            repository: repository.clone(),
-            id: id.clone(),
-            data: Appended::new(file, Hasher::new(states.algorithm)),
-            started,
-            state_at: None,
-            believed: false,
-        };
-        upload.catch_up(&states, meta.len())?;
+        let data = Appended::new(file, Hasher::new(states.algorithm));
+        let mut upload = Self::new(layout, repository, id.clone(), data, started);
+        upload.catch_up(states, meta.len())?;
         Ok(Opened::Open(Box::new(upload)))
     }
 
+    /// A session about whose states nothing is known yet.
+    fn new(
+        layout: &Layout,
+        repository: &StoredRepository,
+        id: UploadId,
+        data: Appended,
+        started: String,
+    ) -> Self {
+        let (layout, repository) = (layout.clone(), repository.clone());
+        Self { layout, repository, id, data, started, state_at: None, believed: false }
+    }
+
     /// Brings the hash to where the data ends.
-    fn catch_up(&mut self, states: &States, size: u64) -> io::Result<()> {
-        if states.all.iter().any(|state| state.offset > size) {
-            self.cut(size)?;
-        }
+    fn catch_up(&mut self, mut states: States, size: u64) -> io::Result<()> {
+        self.cut(&mut states, size)?;
         let newest = states.newest_up_to(size);
         let mut end = size;
         if let Some(state) = &newest {
@@ -253,7 +250,7 @@ impl Upload {
             } else if state.offset > 0 {
                 // What lies behind was not synced, and the machine has been down since.
                 end = state.offset;
-                self.cut(end)?;
+                self.cut(&mut states, end)?;
             }
         }
         self.data.hash_up_to(end)
@@ -279,9 +276,7 @@ impl Upload {
     /// # Errors
     /// The disk's: then nothing since the last checkpoint is certain.
     pub fn checkpoint(&mut self) -> io::Result<()> {
-        if self.data.file().metadata()?.len() != self.size() {
-            self.cut(self.size())?;
-        }
+        self.cut_off_failed()?;
         if self.state_at == Some(self.size()) {
             return Ok(());
         }
@@ -294,29 +289,30 @@ impl Upload {
     /// # Errors
     /// The disk's.
     pub fn rewind(&mut self, size: u64) -> io::Result<()> {
-        self.cut(size)?;
-        let algorithm = self.data.hasher().algorithm();
         let states = States::read(&self.layout, &self.repository, &self.id)?;
-        self.data.set_hasher(Hasher::new(algorithm));
+        self.data.set_hasher(Hasher::new(self.data.hasher().algorithm()));
         self.state_at = None;
-        self.catch_up(&states, size)
+        self.catch_up(states, size)
+    }
+
+    /// Cuts off what a failed write left behind what counts as written.
+    fn cut_off_failed(&mut self) -> io::Result<()> {
+        if self.data.file().metadata()?.len() == self.size() {
+            return Ok(());
+        }
+        let mut states = States::read(&self.layout, &self.repository, &self.id)?;
+        self.cut(&mut states, self.size())
     }
 
     /// Cuts the data off behind `size`; before that, the states that speak of more: once other data has grown to where they
     /// stand, they would be taken for its own, and the upload for a blob that it is not.
-    fn cut(&mut self, size: u64) -> io::Result<()> {
-        let algorithm = self.data.hasher().algorithm();
-        for state in States::read(&self.layout, &self.repository, &self.id)?.all {
-            if state.offset > size {
-                durable::remove(&self.layout.upload_state(
-                    &self.repository,
-                    &self.id,
-                    algorithm,
-                    state.offset,
-                ))?;
-            }
-        }
+    fn cut(&mut self, states: &mut States, size: u64) -> io::Result<()> {
+        states.remove_behind(size)?;
         self.state_at = self.state_at.filter(|at| *at <= size);
+        if self.data.file().metadata()?.len() == size {
+            // Its time of modification is the session's age.
+            return Ok(());
+        }
         self.data.file().set_len(size)
     }
 
@@ -324,7 +320,7 @@ impl Upload {
         let (algorithm, size) = (self.data.hasher().algorithm(), self.size());
         let path = |offset| self.layout.upload_state(&self.repository, &self.id, algorithm, offset);
         let state = self.data.hasher().hashstate();
-        durable::write_file(&self.layout.temporary(), &path(size), &state, Durability::Relaxed)?;
+        durable::write_relaxed(&self.layout.temporary(), &path(size), &state)?;
         // distribution keeps them all, and needs the newest; the one of offset 0 it makes itself.
         if let Some(before) = self.state_at.filter(|before| *before > 0 && *before != size) {
             durable::remove_file(&path(before))?;
@@ -337,9 +333,7 @@ impl Upload {
     /// this added to the tree.
     pub fn finish(mut self: Box<Self>, digest: &Digest) -> Result<u64, Unfinished> {
         let size = self.size();
-        if self.data.file().metadata()?.len() != size {
-            self.cut(size)?;
-        }
+        self.cut_off_failed()?;
         let mut actual = self.digest(digest.algorithm())?;
         if actual != *digest && self.believed {
             // Before the client is blamed, the state that the hash went on from is doubted.
@@ -352,10 +346,10 @@ impl Upload {
             return Err(Unfinished::Digest(actual));
         }
         self.data.file().sync_data()?;
-        let (data, target) = (self.layout.upload_data(&self.repository, &self.id), self.layout.blob(digest));
+        let data = self.layout.upload_data(&self.repository, &self.id);
         let _shard = lock_shard(&self.layout, digest)?;
-        let made = publish_linked(&data, &target)?;
-        refs::link(&self.layout, &self.repository, LinkKind::Layer, digest, Durability::Synced)?;
+        let (made, published) = publish_linked(&self.layout, &data, digest)?;
+        refs::link_after(published, &self.layout, &self.repository, LinkKind::Layer, digest)?;
         remove_session(&self.layout, &self.repository, &self.id)?;
         Ok(if made { size } else { 0 })
     }
@@ -400,22 +394,21 @@ fn parted(layout: &Layout, mut shared: File, path: &Path) -> io::Result<File> {
     copy.take_all(&mut shared)?;
     // Locked before it has the session's name: whoever opens it by that finds the session taken.
     let file = copy.locked()?;
-    copy.replace(path, Durability::Synced)?;
+    copy.sync()?;
+    copy.replace(path)?;
+    durable::sync_parent(path)?;
     Ok(file)
 }
 
 /// Gives a synced file its blob's name, under the digest's lock. Says whether the name was free; if not, the blob's age
-/// begins anew.
-pub(super) fn publish_linked(data: &Path, target: &Path) -> io::Result<bool> {
-    if let Some(directory) = target.parent() {
-        durable::create_dir_all(directory)?;
-    }
-    let made = durable::link_new(data, target)?;
+/// begins anew. The blob is there for good once what is returned has run.
+pub(super) fn publish_linked(layout: &Layout, data: &Path, digest: &Digest) -> io::Result<(bool, Syncs)> {
+    let target = layout.blob(digest);
+    let (made, published) = link_blob(layout, &target, || durable::link_new(data, &target))?;
     if !made {
-        renew(target)?;
+        renew(&target)?;
     }
-    durable::sync_parent(target)?;
-    Ok(made)
+    Ok((made, published))
 }
 
 /// A blob that is pushed again is as young as a new one to those who collect garbage.
@@ -476,64 +469,6 @@ fn remove_session(layout: &Layout, repository: &StoredRepository, id: &UploadId)
 
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// The hash states of a session.
-struct States {
-    algorithm: Algorithm,
-    directory: PathBuf,
-    all: Vec<State>,
-}
-
-#[derive(Clone, Debug)]
-struct State {
-    offset: u64,
-    of_this_boot: bool,
-}
-
-impl States {
-    fn read(layout: &Layout, repository: &StoredRepository, id: &UploadId) -> io::Result<Self> {
-        for algorithm in Algorithm::ALL {
-            let directory = layout.upload_states(repository, id, algorithm);
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if is_absence(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            let mut states = Vec::new();
-            for entry in entries {
-                let entry = entry?;
-                let offset = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                let Some(offset) = offset else { continue };
-                let modified = entry.metadata().and_then(|meta| meta.modified());
-                let of_this_boot = modified.is_ok_and(|modified| modified >= booted());
-                states.push(State { offset, of_this_boot });
-            }
-            return Ok(Self { algorithm, directory, all: states });
-        }
-        let algorithm = Algorithm::Sha256;
-        Ok(Self { algorithm, directory: PathBuf::new(), all: Vec::new() })
-    }
-
-    fn newest_up_to(&self, size: u64) -> Option<State> {
-        self.all.iter().filter(|state| state.offset <= size).max_by_key(|state| state.offset).cloned()
-    }
-
-    /// The state's hash; `None` if it is none, or one of another place.
-    fn hasher(&self, state: &State) -> Option<Hasher> {
-        let path = self.directory.join(state.offset.to_string());
-        // Whatever is wrong with it: the data is there.
-        let small = fs::metadata(&path).is_ok_and(|meta| meta.len() <= STATE_MAX);
-        let content = small.then(|| fs::read(&path).ok()).flatten()?;
-        Hasher::from_hashstate(self.algorithm, &content).filter(|hasher| hasher.len() == state.offset)
-    }
-}
-
-/// When the machine was started, by its clock of today.
-fn booted() -> SystemTime {
-    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let up = Duration::new(up.tv_sec.try_into().unwrap_or(0), up.tv_nsec.try_into().unwrap_or(0));
-    SystemTime::now().checked_sub(up).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use std::fs::FileTimes;
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
