@@ -24,6 +24,7 @@ use crate::fill::{FillError, Flight, Role, Spill};
 use crate::oci::{Digest, Reference, media_type};
 use crate::store::ingest::Origin;
 use crate::store::{Blob, Held, Labels, LinkKind};
+use crate::sys::Files;
 use crate::upstream::BlobHead;
 use crate::watermark::{HELD_BACK, Progress};
 
@@ -249,7 +250,21 @@ impl Registry {
         remote: &Remote,
         digest: &Digest,
     ) -> Result<(), ApiError> {
-        let linked = self.cache.is_linked(&worker.files, &remote.stored, LinkKind::Layer, digest).await;
+        let (registry, files, asked, digest) =
+            (Arc::clone(self), worker.files.clone(), remote.clone(), *digest);
+        // Look, question and link are one: who comes when the answer is there finds the link as well.
+        let ask = || async move { registry.make_linked(&files, &asked, &digest).await };
+        let (answer, _) = self.links_asked.answer((remote.stored.clone(), digest), ask).await;
+        answer.unwrap_or_else(|| Err(ApiError::unavailable("upstream could not be asked for the blob")))
+    }
+
+    async fn make_linked(
+        self: &Arc<Self>,
+        files: &Files,
+        remote: &Remote,
+        digest: &Digest,
+    ) -> Result<(), ApiError> {
+        let linked = self.cache.is_linked(files, &remote.stored, LinkKind::Layer, digest).await;
         if linked.map_err(|error| disk_error("find a link", &error))? {
             return Ok(());
         }

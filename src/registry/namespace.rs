@@ -92,6 +92,7 @@ pub struct Registry {
     pub(super) tags_asked: Coalesce<(StoredRepository, Tag), TagAnswer>,
     pub(super) lists_asked: Coalesce<StoredRepository, Result<TagList, UpstreamError>>,
     pub(super) blobs_asked: Coalesce<(StoredRepository, Digest), Result<BlobHead, UpstreamError>>,
+    pub(super) links_asked: Coalesce<(StoredRepository, Digest), Result<(), ApiError>>,
     negatives: Mutex<LruCache<(StoredRepository, LinkKind, Reference), Instant>>,
     lists: Mutex<LruCache<StoredRepository, (TagList, Instant)>>,
 }
@@ -156,6 +157,7 @@ impl Registry {
             tags_asked: Coalesce::default(),
             lists_asked: Coalesce::default(),
             blobs_asked: Coalesce::default(),
+            links_asked: Coalesce::default(),
             negatives: Mutex::new(LruCache::new(nonzero(NEGATIVES_MAX))),
             lists: Mutex::new(LruCache::new(nonzero(LISTS_MAX))),
         }

@@ -31,7 +31,7 @@ pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// An answer that is not what was asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ApiError {
     status: StatusCode,
     code: ErrorCode,
