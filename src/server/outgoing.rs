@@ -5,8 +5,8 @@
 //! response ends in any other way, whoever dropped what, the connection is marked to end in a reset.
 //!
 //! A region whose pages are not in memory would make `sendfile` wait for the disk, and every connection of the thread
-//! with it. So regions of large bodies are looked at first, and what is missing is brought in through the ring, the next
-//! window while this one is being sent.
+//! with it. So regions of large bodies are looked at first, and what is missing is brought in by another thread
+//! ([`Files::bring_in`]), the next window while this one is being sent; the kernel reads on ahead of that by itself.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;
@@ -28,7 +28,8 @@ use crate::sys::Files;
 /// Bodies up to this length, in bytes, are sent without a look at the page cache: one read of the disk is what a look and
 /// a read-ahead would cost too.
 pub(super) const UNCHECKED_BYTES_MAX: u64 = 256 * 1024;
-/// How much of a cold region is brought in and sent at a time, in bytes.
+/// How much of a cold region is brought in and sent at a time, in bytes: about a millisecond of a fast disk. Longer ones
+/// would gain nothing, as the disk is kept busy by the kernel's own read-ahead.
 const COLD_WINDOW_BYTES: usize = 2 << 20;
 
 /// How a response ended.
@@ -227,7 +228,7 @@ impl Outgoing {
         }
         let Region { file, offset, len, .. } = region.clone();
         let populate = Box::pin(async move {
-            if let Err(error) = files.populate(&file, offset, len).await {
+            if let Err(error) = files.bring_in(&file, offset, len).await {
                 // Sending will wait for the disk instead, and will tell if the file cannot be read at all.
                 tracing::debug!(%error, offset, len, "read-ahead failed");
             }
@@ -236,12 +237,11 @@ impl Outgoing {
     }
 
     /// Begins with the window behind the one that is handed out now, so that the disk works while the socket does.
+    ///
+    /// Without a look: behind a cold window the kernel has read ahead, and whoever first comes to pages that it did read
+    /// starts the next such read. That may wait (41 ms were seen), so it must not be this thread.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let Some(region) = self.rest.take().or_else(|| self.body.take_region()) else { return };
-        if self.is_resident(&region) {
-            self.rest = Some(region);
-            return;
-        }
         self.begin(region);
         if let Some(window) = &mut self.incoming
             && window.populate.as_mut().poll(cx).is_ready()

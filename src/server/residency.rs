@@ -18,6 +18,9 @@ const MEMORY: Duration = Duration::from_secs(1);
 /// How many regions a thread remembers, about; a power of two. 256 of the longest are a gigabyte.
 const SLOTS: usize = 256;
 
+/// How far apart the bytes are that [`has_arrived`] looks at.
+const STRIDE: usize = 256 << 10;
+
 thread_local! {
     static SEEN: RefCell<Memo> = const { RefCell::new(Memo { slots: Vec::new() }) };
 }
@@ -29,12 +32,22 @@ pub(super) fn is_resident(region: &Region) -> bool {
         if seen.has(region, now) {
             return true;
         }
-        let resident = sys::is_window_resident(&region.file, region.offset, region.len as u64) == Some(true);
+        let all = sys::is_window_resident(&region.file, region.offset, region.len as u64);
+        let resident = all == Some(true) && has_arrived(region);
         if resident {
             seen.add(region, now);
         }
         resident
     })
+}
+
+/// Whether the pages of a region that are in the page cache can be sent: the kernel counts those too that it is still
+/// reading. It reads in long runs, so one byte of every [`STRIDE`] and the last are looked at, half a µs each. Where a
+/// filesystem cannot tell, they are taken to be there.
+fn has_arrived(region: &Region) -> bool {
+    let last = region.len.saturating_sub(1);
+    let mut looked_at = (0..last).step_by(STRIDE).chain([last]);
+    looked_at.all(|at| sys::is_resident(&region.file, region.offset + at as u64) != Some(false))
 }
 
 /// What was seen resident, one region a slot.

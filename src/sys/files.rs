@@ -29,7 +29,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fcntl_setfl, openat2};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::pool::Pool;
-use super::readahead::Pieces;
+use super::readahead::Devices;
 use super::ring::Ring;
 
 /// Reads up to this length are tried at once, in bytes: copying more would take the thread longer than asking.
@@ -73,7 +73,7 @@ impl From<&Metadata> for Stat {
 pub struct Files {
     ring: Option<Ring>,
     pool: Pool,
-    pieces: Pieces,
+    pub(super) devices: Devices,
 }
 
 impl Files {
@@ -89,7 +89,7 @@ impl Files {
     /// With `use_ring`, if the runtime was built without I/O (`enable_io`).
     pub fn new(use_ring: bool) -> io::Result<Self> {
         let ring = if use_ring { Some(Ring::new()?) } else { None };
-        Ok(Self { ring, pool: Pool::new(), pieces: Pieces::default() })
+        Ok(Self { ring, pool: Pool::new(), devices: Devices::default() })
     }
 
     /// Whether operations go through a ring.
@@ -174,7 +174,7 @@ impl Files {
     pub async fn populate(&self, file: &Arc<File>, offset: u64, len: usize) -> io::Result<()> {
         let len = len as u64;
         check_range(offset, len)?;
-        let piece = self.pieces.of(file);
+        let piece = self.devices.of(file).piece;
         match self.ring() {
             Some(ring) => ring.populate(file, offset, len, piece).await,
             None => self.pool.populate(file, offset, len, piece).await,
