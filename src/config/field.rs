@@ -184,6 +184,7 @@ impl Field<'_, Scalar> {
         let bytes = match given {
             Scalar::Integer(number) => u64::try_from(*number).ok(),
             Scalar::Text(text) => text.trim().parse::<ByteSize>().ok().map(|size| size.as_u64()),
+            Scalar::Boolean(_) => None,
         };
         let Some(bytes) = bytes else {
             let remedy = "give a number of bytes, or a size such as \"32MiB\" or \"500GB\"";
@@ -202,6 +203,7 @@ impl Field<'_, Scalar> {
         let number = match given {
             Scalar::Integer(number) => u32::try_from(*number).ok(),
             Scalar::Text(text) => text.trim().parse().ok(),
+            Scalar::Boolean(_) => None,
         };
         match number {
             Some(number) if allowed.contains(&number) => Ok(number),
@@ -212,9 +214,14 @@ impl Field<'_, Scalar> {
         }
     }
 
-    /// One of the words of `choices`.
+    /// One of the words of `choices`; a boolean stands for "on" or "off".
     pub(super) fn choice<T: Copy>(&self, default: T, choices: &[(&str, T)]) -> Result<T, ConfigError> {
-        let Some(given) = self.text() else { return Ok(default) };
+        let given = match &self.given {
+            None => return Ok(default),
+            Some(Scalar::Boolean(true)) => "on".to_owned(),
+            Some(Scalar::Boolean(false)) => "off".to_owned(),
+            Some(given) => given.to_string(),
+        };
         if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == given) {
             return Ok(*choice);
         }

@@ -115,9 +115,11 @@ pub(super) struct Token {
     pub(super) jwks: Setting<PathBuf>,
 }
 
-/// A string or an integer. Flags and variables are always text; a file may say `workers = 4` or `workers = "4"`.
+/// A string, an integer or a boolean. Flags and variables are always text; a file may say `workers = 4` or
+/// `workers = "4"`, `access_log = "off"` or `access_log = false`.
 #[derive(Clone, Debug)]
 pub(super) enum Scalar {
+    Boolean(bool),
     Integer(i64),
     Text(String),
 }
@@ -125,6 +127,7 @@ pub(super) enum Scalar {
 impl fmt::Display for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Boolean(boolean) => write!(f, "{boolean}"),
             Self::Integer(number) => write!(f, "{number}"),
             Self::Text(text) => f.write_str(text),
         }
@@ -143,7 +146,11 @@ impl Visitor<'_> for ScalarVisitor {
     type Value = Scalar;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or an integer")
+        f.write_str("a string, an integer or a boolean")
+    }
+
+    fn visit_bool<E: de::Error>(self, boolean: bool) -> Result<Scalar, E> {
+        Ok(Scalar::Boolean(boolean))
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<Scalar, E> {

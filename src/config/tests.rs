@@ -53,7 +53,7 @@ fn every_key_is_read() {
         workers = 3
         io_uring = "off"
         data = "/srv/s"
-        access_log = "off"
+        access_log = false
         connections = 7000
         header_bytes = "16KiB"
         header_fields = 50
@@ -231,7 +231,7 @@ fn a_refused_server_names_place_key_value_and_remedy() {
         ("[server]\nlisen = 1\n", &[":2:", "unknown field `lisen`", "`listen`"]),
         ("\n[servers]\n", &[":2:", "unknown field `servers`", "`server`"]),
         ("[[registry]]\n[[registry.upstreams]]\n", &[":2:", "`upstreams`", "`upstream`"]),
-        ("[server]\nworkers = true\n", &[":2:", "boolean `true`", "a string or an integer"]),
+        ("[server]\nworkers = 1.5\n", &[":2:", "floating point `1.5`", "a string, an integer or a boolean"]),
         ("[server]\nlisten = 5000\n", &[":2:", "a string or a list of strings"]),
         ("[server]\n\nlisten = \":5000\"\n", &[":3: listen = \":5000\" in [server]", "write \"[::]:5000\""]),
         ("[server]\nlisten = []\n", &[":2: listen", "names no address"]),
@@ -243,6 +243,7 @@ fn a_refused_server_names_place_key_value_and_remedy() {
         ("[server]\nadmin = \"9000\"\n", &[":2: admin = \"9000\" in [server]", "ADDR:PORT"]),
         ("[server]\nworkers = 0\n", &[":2: workers = \"0\" in [server]", "from 1 to 1024"]),
         ("[server]\nio_uring = \"yes\"\n", &[":2: io_uring", "\"auto\" or \"on\" or \"off\""]),
+        ("[server]\nworkers = true\n", &[":2: workers = \"true\" in [server]", "from 1 to 1024"]),
         ("[server]\naccess_log = \"\"\n", &[":2: access_log", "\"on\" or \"off\""]),
         ("[server]\nheader_bytes = \"1KiB\"\n", &[":2: header_bytes", "from 4KiB to 60KiB"]),
         ("[server]\nheader_timeout = 10\n", &[":2: header_timeout", "\"10\"", "no unit", "\"10s\""]),
