@@ -182,6 +182,7 @@ fn the_readme_names_every_key() {
     let mut keys =
         vec!["admin", "max_size", "username", "password", "password_file", "docker_config", "ca_file"];
     keys.extend(["anonymous_repositories", "htpasswd", "users", "repositories", "actions"]);
+    keys.extend(["source", "source_index", "tags_cache_ttl", "storage_redirect"]);
     keys.extend(["realm", "service", "issuer", "keys", "jwks"]);
     keys.extend(text(&output.stdout).lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)));
     for key in keys {

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
+use url::Url;
 
 use super::Error;
-use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig};
+use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig, V1Config};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
 use crate::metrics::Metrics;
 use crate::registry::access::{Access, Gate};
-use crate::registry::{Registry, RegistryOptions, RegistryUpstream, Site};
+use crate::registry::{Mirror, MirrorOptions, Registry, RegistryOptions, RegistryUpstream, Site};
 use crate::store::upload::UploadLimits;
 use crate::store::{Store, StoreOptions};
-use crate::upstream::{Credentials, Upstream, UpstreamOptions};
+use crate::upstream::{Credentials, Observer, Relay, Upstream, UpstreamOptions};
 
 /// The trees that are open, by directory: a reload goes on with them, and with the fills into them.
 #[derive(Default)]
@@ -96,8 +97,45 @@ impl Trees {
         self.local.insert(config.local.clone(), Arc::clone(&local));
         self.cache.insert(config.cache.clone(), Arc::clone(&fills));
         let secret = config.http_secret.as_ref().map(Secret::expose);
-        Ok(Registry::new(options, access, local, fills, upstreams, secret, metrics.clone()))
+        let mirror = match &config.v1 {
+            Some(v1) => {
+                let options = mirror(v1, workers, metrics)?;
+                Some(Mirror::new(options, Arc::clone(&local), Arc::clone(&fills), metrics.clone())?)
+            }
+            None => None,
+        };
+        let registry = Registry::new(options, access, local, fills, upstreams, secret, metrics.clone());
+        Ok(registry.with_mirror(mirror))
     }
+}
+
+/// The clients of a Docker v1 mirror. Contacts nobody.
+fn mirror(config: &V1Config, workers: usize, metrics: &Metrics) -> Result<MirrorOptions, Error> {
+    let relay = |name: &str, url: &Url| {
+        Relay::new(UpstreamOptions {
+            ca_file: config.ca_file.clone(),
+            connect_timeout: config.connect_timeout,
+            header_timeout: config.header_timeout,
+            stall_timeout: config.stall_timeout,
+            workers,
+            observer: Some(observer(metrics)),
+            ..UpstreamOptions::new(name, url.as_str())
+        })
+    };
+    Ok(MirrorOptions {
+        source: relay("v1-source", &config.source)?,
+        index: relay("v1-index", &config.source_index)?,
+        tags_cache_ttl: config.tags_cache_ttl,
+        storage_redirect: config.storage_redirect.clone(),
+    })
+}
+
+fn observer(metrics: &Metrics) -> Observer {
+    let metrics = metrics.clone();
+    Arc::new(move |seen| {
+        let seconds = seen.elapsed.as_secs_f64();
+        metrics.upstream_request(seen.upstream, seen.operation.as_str(), seen.outcome, seconds);
+    })
 }
 
 /// The client of one upstream. Contacts nobody.
@@ -107,7 +145,6 @@ fn connect(
     workers: usize,
     metrics: &Metrics,
 ) -> Result<RegistryUpstream, Error> {
-    let metrics = metrics.clone();
     let credentials = match &config.credentials {
         config::Credentials::None => Credentials::None,
         config::Credentials::Basic { username, password } => {
@@ -126,14 +163,7 @@ fn connect(
         max_manifest_bytes: manifest_bytes_max,
         docker_hub: config.docker_hub,
         workers,
-        observer: Some(Arc::new(move |seen| {
-            metrics.upstream_request(
-                seen.upstream,
-                seen.operation.as_str(),
-                seen.outcome,
-                seen.elapsed.as_secs_f64(),
-            );
-        })),
+        observer: Some(observer(metrics)),
         ..UpstreamOptions::new(config.directory.as_str(), config.url.as_str())
     };
     Ok(RegistryUpstream {

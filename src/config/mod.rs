@@ -21,6 +21,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod v1;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use url::Url;
 pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
+pub use self::v1::V1Config;
 use crate::registry::access::AccessOptions;
 use crate::sys::Mode;
 
@@ -136,6 +138,8 @@ pub struct RegistryConfig {
     /// Who may do what. Default: everything is open to anybody if only this machine can connect, else pulling is; nothing
     /// is, once there is something to log in to.
     pub access: AccessOptions,
+    /// The Docker v1 protocol, as a mirror. Default: it is not spoken.
+    pub v1: Option<V1Config>,
     /// Where content comes from that is not held; names and aliases are unique, at most one is the default.
     pub upstreams: Vec<UpstreamConfig>,
 }

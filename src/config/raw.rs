@@ -59,8 +59,22 @@ pub(super) struct Registry {
     pub(super) upload_expiry: Setting<Scalar>,
     pub(super) http_secret: Setting<Secret>,
     pub(super) access: Option<Spanned<Access>>,
+    pub(super) v1: Option<Spanned<V1>>,
     #[serde(default)]
     pub(super) upstream: Vec<Spanned<Upstream>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct V1 {
+    pub(super) source: Setting<Scalar>,
+    pub(super) source_index: Setting<Scalar>,
+    pub(super) tags_cache_ttl: Setting<Scalar>,
+    pub(super) storage_redirect: Setting<Scalar>,
+    pub(super) ca_file: Setting<PathBuf>,
+    pub(super) connect_timeout: Setting<Scalar>,
+    pub(super) header_timeout: Setting<Scalar>,
+    pub(super) stall_timeout: Setting<Scalar>,
 }
 
 #[derive(Deserialize, Default)]

@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::error::{ConfigError, Origin};
 use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
 use super::raw::{self, Scalar, Setting, Texts};
-use super::{RegistryConfig, ServerConfig, access, name, upstream};
+use super::{RegistryConfig, ServerConfig, access, name, upstream, v1};
 
 /// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`;
 /// `exposed` is where others than this machine can connect, if anywhere.
@@ -92,6 +92,7 @@ impl Registry<'_> {
         let access = access::check(&place, at, raw.access, warnings)?;
         Ok(RegistryConfig {
             access,
+            v1: v1::check(source, &table, raw.v1)?,
             name,
             hosts,
             listen,

@@ -8,7 +8,7 @@ use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
 use super::field::size_text;
-use super::{Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig};
+use super::{Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig, V1Config};
 use crate::registry::access::{AccessOptions, Rights};
 
 /// See [`Config::summary`].
@@ -18,6 +18,9 @@ pub(super) fn summary(config: &Config) -> String {
     for one in &config.registries {
         registry(&mut table, one);
         access(&mut table, &one.access);
+        if let Some(mirror) = &one.v1 {
+            v1(&mut table, mirror);
+        }
         for one in &one.upstreams {
             upstream(&mut table, one);
         }
@@ -94,6 +97,22 @@ fn access(table: &mut Table, access: &AccessOptions) {
             table.path("jwks", path);
         }
     }
+}
+
+fn v1(table: &mut Table, mirror: &V1Config) {
+    table.start("\n[registry.v1]");
+    table.text("source", &mirror.source);
+    table.text("source_index", &mirror.source_index);
+    table.duration("tags_cache_ttl", mirror.tags_cache_ttl);
+    if let Some(url) = &mirror.storage_redirect {
+        table.text("storage_redirect", url);
+    }
+    if let Some(path) = &mirror.ca_file {
+        table.path("ca_file", path);
+    }
+    table.duration("connect_timeout", mirror.connect_timeout);
+    table.duration("header_timeout", mirror.header_timeout);
+    table.duration("stall_timeout", mirror.stall_timeout);
 }
 
 fn upstream(table: &mut Table, upstream: &UpstreamConfig) {

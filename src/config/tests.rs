@@ -72,6 +72,15 @@ fn every_key_is_read() {
         manifest_bytes_max = "16MiB"
         handles_max = 99
 
+        [registry.v1]
+        source = "https://v1.example/hub/v1"
+        source_index = "http://index.example:5000"
+        tags_cache_ttl = "3s"
+        storage_redirect = "https://cdn.example/store"
+        connect_timeout = "4s"
+        header_timeout = "5s"
+        stall_timeout = "6s"
+
         [[registry.upstream]]
         name = "docker.io"
         aliases = ["hub.example:443"]
@@ -115,6 +124,14 @@ fn every_key_is_read() {
     assert_eq!((first.ranges_max, first.manifest_bytes_max, first.handles(1, 1)), (5, 16 << 20, 99));
     assert_eq!((&first.local, &first.cache), (&"/srv/s/local".into(), &"/srv/s/cache".into()));
     assert_eq!((&second.local, &second.cache), (&"/srv/s/second/local".into(), &"/srv/elsewhere".into()));
+
+    let v1 = first.v1.as_ref().unwrap();
+    assert_eq!(v1.source.as_str(), "https://v1.example/hub");
+    assert_eq!(v1.source_index.as_str(), "http://index.example:5000/");
+    assert_eq!(v1.storage_redirect.as_ref().unwrap().as_str(), "https://cdn.example/store/");
+    let times = [v1.tags_cache_ttl, v1.connect_timeout, v1.header_timeout, v1.stall_timeout];
+    assert_eq!(times.map(|time| time.as_secs()), [3, 4, 5, 6]);
+    assert_eq!(second.v1, None);
 
     let [hub, ghcr] = &first.upstreams[..] else { panic!("{first:?}") };
     assert_eq!(hub.aliases, ["hub.example:443", "registry-1.docker.io"]);
@@ -375,6 +392,7 @@ fn a_password_over_plain_http_is_warned_about_unless_it_stays_here() {
 fn the_summary_can_be_loaded_again_and_shows_no_password() {
     let config = load(
         "[server]\nadmin = \"127.0.0.1:1\"\ndata = \"/a \\\"b\\\\c\"\n[[registry]]\nmax_size = 1048577\n\
+         v1 = { source = \"http://v1\", storage_redirect = \"https://cdn\", tags_cache_ttl = \"90s\" }\n\
          [[registry.upstream]]\nname = \"docker.io\"\nurl = \"https://docker.io\"\nusername = \"u\"\n\
          password = \"hunter2\"\ntag_ttl = \"90s\"\n[[registry.upstream]]\nname = \"r:5\"\nurl = \"http://r:5/p\"\n\
          [[registry]]\nname = \"b\"\nhosts = [\"h\"]\n",
@@ -387,6 +405,22 @@ fn the_summary_can_be_loaded_again_and_shows_no_password() {
     let mut again = load(&summary).unwrap();
     again.registries[0].upstreams[0].credentials = config.registries[0].upstreams[0].credentials.clone();
     assert_eq!(format!("{again:?}"), format!("{config:?}"));
+}
+
+#[test]
+fn a_v1_mirror_needs_a_source() {
+    for (v1, key) in [
+        ("{}", "source"),
+        ("{ source = \"registry.example\" }", "source"),
+        ("{ source = \"https://a:b@registry.example\" }", "source"),
+        ("{ source = \"https://r\", source_index = \"ftp://r\" }", "source_index"),
+        ("{ source = \"https://r\", storage_redirect = \"/srv\" }", "storage_redirect"),
+        ("{ source = \"https://r\", tags_cache_ttl = 5 }", "tags_cache_ttl"),
+        ("{ source = \"https://r\", ca_file = \"/nowhere/ca.pem\" }", "ca_file"),
+    ] {
+        let error = load(&format!("[[registry]]\nv1 = {v1}\n")).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("`v1` of registry \"main\""), "{v1}: {error}");
+    }
 }
 
 #[test]

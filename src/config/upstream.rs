@@ -14,7 +14,7 @@ use super::raw::{self, Scalar, Setting};
 use super::{UpstreamConfig, name};
 
 /// Answers do not stay true for longer.
-const TTL_MAX: Duration = Duration::from_hours(366 * 24);
+pub(super) const TTL_MAX: Duration = Duration::from_hours(366 * 24);
 
 /// The upstreams of one registry.
 pub(super) fn check(
@@ -236,7 +236,8 @@ impl Upstream<'_> {
     }
 }
 
-fn certificates(field: &Field<'_, PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+/// A file of certificates that can be read.
+pub(super) fn certificates(field: &Field<'_, PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
     let path = field.path()?;
     if let Some(path) = &path {
         credentials::check_certificates(path).map_err(|problem| {

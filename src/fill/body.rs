@@ -12,6 +12,7 @@
 //! Dropping a reader ends its own upstream request, if it has one, and touches nothing else.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -93,11 +94,13 @@ pub fn verified_by_itself(
 }
 
 /// Something that yields a body's chunks.
-trait Chunks {
+pub(super) trait Chunks {
     async fn next(&mut self) -> Result<Option<Chunk>, BodyError>;
 }
 
-fn chunks(source: impl Chunks + 'static) -> impl futures_util::Stream<Item = Result<Chunk, BodyError>> {
+pub(super) fn chunks(
+    source: impl Chunks + 'static,
+) -> impl futures_util::Stream<Item = Result<Chunk, BodyError>> {
     stream::unfold(Some(source), |source| async {
         let mut source = source?;
         match source.next().await {
@@ -153,11 +156,7 @@ impl Reader {
     }
 
     fn region(&mut self, progress: &Progress<FillError>) -> Option<Chunk> {
-        let readable = progress.readable().min(self.end.unwrap_or(u64::MAX));
-        let behind = progress.readable().saturating_sub(self.position);
-        let mut region =
-            Region::at(self.flight.file.get()?, self.position, readable.checked_sub(self.position)?)?;
-        region.recent = matches!(progress, Progress::Growing { .. }) && behind <= RECENT_BYTES;
+        let region = readable_region(self.flight.file.get()?, progress, self.position, self.end)?;
         self.position += region.len as u64;
         Some(Chunk::Region(region))
     }
@@ -216,6 +215,20 @@ impl Chunks for Reader {
             }
         }
     }
+}
+
+/// The next bytes from `position` on that a reader may have of a growing file, up to `end` if that is known.
+pub(super) fn readable_region(
+    file: &Arc<File>,
+    progress: &Progress<FillError>,
+    position: u64,
+    end: Option<u64>,
+) -> Option<Region> {
+    let readable = progress.readable().min(end.unwrap_or(u64::MAX));
+    let behind = progress.readable().saturating_sub(position);
+    let mut region = Region::at(file, position, readable.checked_sub(position)?)?;
+    region.recent = matches!(progress, Progress::Growing { .. }) && behind <= RECENT_BYTES;
+    Some(region)
 }
 
 /// What the file got, then upstream, the blob's end withheld until this reader's own hash matches.

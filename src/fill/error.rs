@@ -49,6 +49,9 @@ pub enum FillError {
         /// What came.
         actual: Box<Digest>,
     },
+    /// The body has no length and ends with the connection: whether it is whole cannot be known.
+    #[error("the source announces no length and ends its answer with the connection")]
+    Unbounded,
     /// It cannot be kept. Readers go on from upstream.
     #[error("the blob cannot be kept: {}, {} bytes written", .0.cause, .0.written)]
     NotKept(Arc<Spill>),
@@ -127,6 +130,7 @@ impl FillError {
             Self::Short { .. } => "short",
             Self::Misplaced { .. } => "misplaced",
             Self::Digest { .. } => "digest",
+            Self::Unbounded => "unbounded",
             Self::NotKept(spill) => spill.cause.as_str(),
             Self::Disk { .. } => "disk",
             Self::OwnerStalls(_) => "owner_stalls",

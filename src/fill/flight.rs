@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -16,9 +17,11 @@ use tokio::sync::Semaphore;
 
 use super::error::FillError;
 use super::fetch::Source;
+use super::layer::LayerFlight;
 use super::lead;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
+use crate::store::images::ImageId;
 use crate::store::{Store, StoredRepository};
 use crate::watermark::{self, Progress};
 
@@ -39,6 +42,7 @@ pub struct Fills {
     /// Which endpoint sent something else under a digest: another one is asked first the next time.
     suspects: Mutex<LruCache<Digest, usize>>,
     flights: Mutex<HashMap<Digest, Arc<Flight>>>,
+    pub(super) layers: Mutex<HashMap<ImageId, Arc<LayerFlight>>>,
 }
 
 /// Whether a request began the fill that answers it.
@@ -60,6 +64,11 @@ pub struct Flight {
     pub source: Source,
     /// What a manifest of the repository says about its length, in bytes.
     pub expected: Option<u64>,
+    growing: Growing,
+}
+
+/// The file of a fill under way, as its readers see it.
+pub struct Growing {
     /// Bytes received from upstream so far.
     pub received: Arc<AtomicU64>,
     pub(super) reader: watermark::Reader<FillError>,
@@ -75,7 +84,8 @@ impl Fills {
             claims: Semaphore::new(CLAIMS_AT_ONCE),
             sizes: Mutex::new(LruCache::new(nonzero(SIZES_MAX))),
             suspects: Mutex::new(LruCache::new(nonzero(SUSPECTS_MAX))),
-            flights: Mutex::new(HashMap::new()),
+            flights: Mutex::default(),
+            layers: Mutex::default(),
         }
     }
 
@@ -109,15 +119,7 @@ impl Fills {
         }
         let (writer, reader) = watermark::channel();
         let expected = lock(&self.sizes).get(&(repository.clone(), digest)).copied();
-        let flight = Arc::new(Flight {
-            digest,
-            expected,
-            repository,
-            source,
-            received: Arc::new(AtomicU64::new(0)),
-            reader,
-            file: OnceLock::new(),
-        });
+        let flight = Arc::new(Flight { digest, expected, repository, source, growing: Growing::new(reader) });
         entry.insert_entry(Arc::clone(&flight));
         drop(flights);
         tokio::task::spawn_local(lead::lead(Arc::clone(self), Arc::clone(&flight), writer));
@@ -156,7 +158,19 @@ impl Fills {
     }
 }
 
-impl Flight {
+impl Deref for Flight {
+    type Target = Growing;
+
+    fn deref(&self) -> &Growing {
+        &self.growing
+    }
+}
+
+impl Growing {
+    pub(super) fn new(reader: watermark::Reader<FillError>) -> Self {
+        Self { received: Arc::default(), reader, file: OnceLock::new() }
+    }
+
     /// Waits until upstream has answered, or the fill is over. Cancel safe.
     pub async fn started(&self) -> Progress<FillError> {
         self.reader.clone().wait_until(|progress| !matches!(progress, Progress::Waiting)).await
@@ -178,12 +192,12 @@ impl Flight {
     }
 }
 
-fn has_failed(flight: &Flight) -> bool {
+pub(super) fn has_failed(flight: &Growing) -> bool {
     matches!(flight.progress(), Progress::Failed(_))
 }
 
 /// A panic while a map is locked cannot leave it inconsistent: each change is one map operation.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -25,19 +25,19 @@ use crate::upstream::{READ_BUFFER, UpstreamError};
 use crate::watermark::Writer;
 
 /// How often a fill is begun anew before it counts as failed.
-const CLAIMS_MAX: usize = 8;
+pub(super) const CLAIMS_MAX: usize = 8;
 /// How long a fill waits for its turn at its upstream.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(20);
+pub(super) const TURN_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often the file of a fill that another process owns is looked at: while it moves, and at least.
-const FOLLOW_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+pub(super) const FOLLOW_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// How long another process's fill may stand still before its followers give up.
-const FOLLOW_STALL_MAX: Duration = Duration::from_mins(2);
+pub(super) const FOLLOW_STALL_MAX: Duration = Duration::from_mins(2);
 /// What is asked of the evictor when the disk is full and the blob's length is not known, in bytes.
-const NEED_UNKNOWN: u64 = 256 << 20;
+pub(super) const NEED_UNKNOWN: u64 = 256 << 20;
 /// See [`Pump::batch`]: large, because every reader is woken for each.
-const BATCH: usize = 2 << 20;
+pub(super) const BATCH: usize = 2 << 20;
 /// See [`Pump::copied_below`].
-const COPIED_BELOW: usize = READ_BUFFER / 2;
+pub(super) const COPIED_BELOW: usize = READ_BUFFER / 2;
 
 /// Leads `flight` to its end. Cancelled, it leaves a fill that can be resumed, and readers that fail.
 pub(super) async fn lead(fills: Arc<Fills>, flight: Arc<Flight>, writer: Writer<FillError>) {

@@ -5,6 +5,9 @@
 //! their own pace, on any worker: the file is the buffer, so neither a slow nor a vanished reader affects the fill, and
 //! memory does not grow with the blob or with the readers.
 //!
+//! Layers of the Docker v1 protocol ([`layer`]) are filled in the same way, but have no digest: they are whole when their
+//! source says so.
+//!
 //! **Runs at once**: up to [`fetch::TURNS`] fetches from each upstream; any number of readers. What was received and not
 //! yet written is bounded per fill and in all ([`crate::store::pump`]).
 //!
@@ -15,6 +18,7 @@ pub mod coalesce;
 mod error;
 pub mod fetch;
 pub mod flight;
+pub mod layer;
 mod lead;
 
 pub(crate) use error::is_no_space;

@@ -3,6 +3,8 @@
 //! **Who goes first**: the blobs used longest ago (their access time, which serving sets every few minutes, or what this
 //! process remembers). Never one that this process is sending, one that is being filled, or anything in `local`. A blob
 //! that another process sends keeps its bytes until that process closes it: unlinking does not take an open file away.
+//! Layers of the Docker v1 protocol count and go like blobs, whether they are being sent or not; the rest of their images,
+//! which is small, stays.
 //!
 //! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every `RESCAN_EVERY`; victims come
 //! from a scan with a heap of at most `VICTIMS_MAX`. Links to an evicted blob stay: they remember that upstream let
@@ -19,10 +21,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::metrics::Metrics;
-use crate::oci::Digest;
-use crate::store::Store;
+use crate::store::images::{self, ImageFile};
 use crate::store::ingest::lock_shard;
 use crate::store::recover::{self, FILL_AGE, Scanned};
+use crate::store::{Store, Stored};
 
 /// How often the tree is scanned although nothing seems to have grown: other processes may share it.
 const RESCAN_EVERY: Duration = Duration::from_mins(5);
@@ -131,8 +133,8 @@ impl Round<'_> {
     /// Bytes to free: what is over a bound, and some slack if anything is.
     fn excess(&self) -> io::Result<u64> {
         let mut fills = HashMap::new();
-        recover::scan_fills(self.store.layout(), |digest, size| {
-            fills.insert(digest, size);
+        recover::scan_fills(self.store.layout(), |stored, size| {
+            fills.insert(stored, size);
         })?;
         let usage = self.store.usage();
         let taken = usage.stored().saturating_add(usage.claimed(fills));
@@ -143,7 +145,7 @@ impl Round<'_> {
         Ok(over_size.max(with_slack(self.options.min_free.saturating_sub(free), self.options.min_free)))
     }
 
-    /// Sums the tree up, and collects the blobs used longest ago, the oldest first.
+    /// Sums the tree up, and collects what was used longest ago, the oldest first.
     fn scan(&self, victims: Option<&mut Vec<Scanned>>) -> io::Result<()> {
         let usage = self.store.usage();
         let mut total: u64 = 0;
@@ -151,21 +153,23 @@ impl Round<'_> {
         let mut heap: BinaryHeap<ByUse> = BinaryHeap::new();
         let collect = victims.is_some();
         usage.scan_begins();
-        recover::scan_blobs(self.store.layout(), |mut blob| {
-            if usage.counts(&blob.digest) {
-                total = total.saturating_add(blob.len);
+        let mut visit = |mut seen: Scanned| {
+            if usage.counts(&seen.stored) {
+                total = total.saturating_add(seen.len);
             }
             if collect {
-                blob.used_ms = blob.used_ms.max(self.store.last_use_ms(&blob.digest));
-                heap.push(ByUse(blob));
+                seen.used_ms = self.used_ms(&seen);
+                heap.push(ByUse(seen));
                 if heap.len() > VICTIMS_MAX {
                     heap.pop();
                 }
             }
-        })?;
+        };
+        recover::scan_blobs(self.store.layout(), &mut visit)?;
+        recover::scan_layers(self.store.layout(), &mut visit)?;
         usage.scanned(total);
         if let Some(victims) = victims {
-            *victims = heap.into_sorted_vec().into_iter().map(|ByUse(blob)| blob).collect();
+            *victims = heap.into_sorted_vec().into_iter().map(|ByUse(seen)| seen).collect();
         }
         Ok(())
     }
@@ -184,26 +188,39 @@ impl Round<'_> {
                     blobs += 1;
                 }
                 Ok(false) => {}
-                Err(error) => tracing::warn!(digest = %victim.digest, %error, "cannot evict a blob"),
+                Err(error) => tracing::warn!(stored = %victim.stored, %error, "cannot evict"),
             }
         }
         (bytes, blobs)
     }
 
-    /// Removes one blob unless somebody uses it.
+    /// When it was last used, by what the disk and this process know.
+    fn used_ms(&self, seen: &Scanned) -> u64 {
+        match &seen.stored {
+            Stored::Blob(digest) => seen.used_ms.max(self.store.last_use_ms(digest)),
+            Stored::Layer(_) => seen.used_ms,
+        }
+    }
+
+    /// Removes one blob or layer unless somebody uses it.
     fn remove(&self, victim: &Scanned) -> io::Result<bool> {
-        let digest = &victim.digest;
-        let _shard = lock_shard(self.store.layout(), digest)?;
-        if self.store.is_in_use(digest) || self.store.usage().is_filling(digest) {
+        let layout = self.store.layout();
+        let (_shard, path) = match &victim.stored {
+            Stored::Blob(digest) => (lock_shard(layout, digest)?, layout.blob(digest)),
+            Stored::Layer(image) => (images::lock(layout, image)?, layout.image(image, ImageFile::Layer)),
+        };
+        let is_sent = matches!(&victim.stored, Stored::Blob(digest) if self.store.is_in_use(digest));
+        if is_sent || self.store.usage().is_filling(&victim.stored) {
             return Ok(false);
         }
-        let path = self.store.layout().blob(digest);
         // Used since the scan saw it: it is not the oldest any more.
-        let Some(now) = recover::scanned(&path, *digest) else { return Ok(false) };
-        if now.used_ms.max(self.store.last_use_ms(digest)) > victim.used_ms {
+        let Some(now) = recover::scanned(&path, victim.stored.clone()) else { return Ok(false) };
+        if self.used_ms(&now) > victim.used_ms {
             return Ok(false);
         }
-        self.store.forget(digest);
+        if let Stored::Blob(digest) = &victim.stored {
+            self.store.forget(digest);
+        }
         fs::remove_file(&path)?;
         if let Some(directory) = path.parent() {
             let _ = fs::remove_dir(directory);
@@ -222,12 +239,12 @@ impl Round<'_> {
     }
 }
 
-/// Orders by last use, ties by digest so that the order is total.
+/// Orders by last use, ties by what it is so that the order is total.
 struct ByUse(Scanned);
 
 impl ByUse {
-    fn key(&self) -> (u64, Digest) {
-        (self.0.used_ms, self.0.digest)
+    fn key(&self) -> (u64, &Stored) {
+        (self.0.used_ms, &self.0.stored)
     }
 }
 

@@ -83,6 +83,13 @@ impl Record {
         }
     }
 
+    /// The query is not for the log.
+    pub(super) fn without_query(&mut self) {
+        if let Some(query) = self.path.find('?') {
+            self.path.truncate(query);
+        }
+    }
+
     /// The answer is content that is held, as looks at the disk at `at` and later said.
     pub(super) fn hit(&mut self, at: Instant) {
         self.cache = CacheState::Hit;

@@ -56,7 +56,7 @@ pub(super) enum Part {
 pub(super) fn deliver(
     head: &request::Parts,
     content: &Content<'_>,
-    mut body: impl FnMut(Part) -> Result<Body, ApiError>,
+    body: impl FnMut(Part) -> Result<Body, ApiError>,
 ) -> Result<Response<Body>, ApiError> {
     let Labels { digest, etag } = content.labels;
     let mut response = Response::new(Body::empty());
@@ -67,12 +67,39 @@ pub(super) fn deliver(
     if content.immutable {
         headers.insert(CACHE_CONTROL, FOREVER);
     }
-    if content.ranges_max > 0 {
-        headers.insert(ACCEPT_RANGES, BYTES);
-    }
-
     let validators = Validators { etag: etag.to_str().ok(), last_modified: None };
-    match conditional::evaluate(true, &head.headers, &validators, SystemTime::now()) {
+    let plain = Plain {
+        validators,
+        media_type: &content.media_type,
+        len: content.len,
+        ranges_max: content.ranges_max,
+    };
+    deliver_plain(head, response, &plain, body)
+}
+
+/// What is to be sent, as far as HTTP alone is concerned.
+pub(super) struct Plain<'a> {
+    /// What preconditions are compared with.
+    pub(super) validators: Validators<'a>,
+    /// See [`Content::media_type`].
+    pub(super) media_type: &'a HeaderValue,
+    /// See [`Content::len`].
+    pub(super) len: Option<u64>,
+    /// See [`Content::ranges_max`].
+    pub(super) ranges_max: usize,
+}
+
+/// As [`deliver`], into a `response` that has the header fields that the content is known by.
+pub(super) fn deliver_plain(
+    head: &request::Parts,
+    mut response: Response<Body>,
+    content: &Plain<'_>,
+    mut body: impl FnMut(Part) -> Result<Body, ApiError>,
+) -> Result<Response<Body>, ApiError> {
+    if content.ranges_max > 0 {
+        response.headers_mut().insert(ACCEPT_RANGES, BYTES);
+    }
+    match conditional::evaluate(true, &head.headers, &content.validators, SystemTime::now()) {
         Precondition::Proceed => {}
         Precondition::NotModified => {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -82,7 +109,7 @@ pub(super) fn deliver(
     }
 
     let parts = match content.len {
-        Some(len) if head.method == Method::GET => selected(&head.headers, content, &validators, len)?,
+        Some(len) if head.method == Method::GET => selected(&head.headers, content, len)?,
         _ => None,
     };
     let media_type = content.media_type.clone();
@@ -120,15 +147,10 @@ pub(super) fn deliver(
 }
 
 /// The ranges to send; `None`: all of it.
-fn selected(
-    headers: &HeaderMap,
-    content: &Content<'_>,
-    validators: &Validators<'_>,
-    len: u64,
-) -> Result<Option<Vec<ByteRange>>, ApiError> {
+fn selected(headers: &HeaderMap, content: &Plain<'_>, len: u64) -> Result<Option<Vec<ByteRange>>, ApiError> {
     let mut values = headers.get_all(RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Ok(None) };
-    if content.ranges_max == 0 || !conditional::range_applies(headers, validators) {
+    if content.ranges_max == 0 || !conditional::range_applies(headers, &content.validators) {
         return Ok(None);
     }
     let specs = match range::parse(value.as_bytes()) {

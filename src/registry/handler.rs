@@ -13,6 +13,7 @@ use super::namespace::{Registry, Target};
 use super::receive::Payload;
 use super::respond::{API_VERSION, API_VERSION_VALUE, ApiError, OCI_NAMESPACE};
 use super::route::{Query, Route};
+use super::v1;
 use crate::body::Body;
 use crate::metrics::Metrics;
 use crate::store::{REVALIDATE_AFTER, generation};
@@ -202,6 +203,12 @@ impl Handler {
         {
             record.route = "token";
             return answer;
+        }
+        if let Some(mirror) = &registry.mirror
+            && v1::speaks(head.uri.path())
+        {
+            // In a box, because it is large and rare.
+            return Box::pin(registry.v1(mirror, &self.worker, head, record)).await;
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         // What cannot be there is not there, to who only looks for it: the OCI conformance tests ask for that.

@@ -12,6 +12,7 @@
 //!        ├ referrers  who has this manifest as subject
 //!        ├ uploads    blobs that are pushed, through receive
 //!        └ push       manifests that are pushed, and removed
+//!  └ v1           the Docker v1 protocol, as a mirror
 //!           └ deliver conditions, ranges, headers → a response with its body
 //! respond         every error → status and OCI code, one table
 //! ```
@@ -35,6 +36,7 @@ mod respond;
 mod route;
 mod tags;
 mod uploads;
+mod v1;
 
 pub use access_log::CacheState;
 pub use handler::{Again, Arrived, Ending, Handler, RequestBody, Site};
@@ -42,3 +44,4 @@ pub use namespace::{Registry, RegistryOptions, RegistryUpstream};
 pub use receive::Payload;
 pub use respond::ApiError;
 pub use route::{Route, fuzz_entry as fuzz_route};
+pub use v1::{Mirror, MirrorOptions};

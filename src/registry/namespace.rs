@@ -17,6 +17,7 @@ use super::access::{Access, Gate};
 use super::manifests::TagAnswer;
 use super::respond::ApiError;
 use super::tags::TagList;
+use super::v1::Mirror;
 use crate::fill::Fills;
 use crate::fill::coalesce::Coalesce;
 use crate::fill::fetch::Source;
@@ -87,6 +88,8 @@ pub struct Registry {
     /// What distribution signs the state of an upload with, if it is to be able to go on with ours.
     pub(super) http_secret: Option<hmac::Key>,
     upstreams: Vec<Arc<RegistryUpstream>>,
+    /// The Docker v1 protocol, if it is spoken.
+    pub(super) mirror: Option<Arc<Mirror>>,
     pub(super) manifests_asked:
         Coalesce<(StoredRepository, Digest), Result<Arc<FetchedManifest>, UpstreamError>>,
     pub(super) tags_asked: Coalesce<(StoredRepository, Tag), TagAnswer>,
@@ -153,6 +156,7 @@ impl Registry {
             metrics,
             http_secret: http_secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes())),
             upstreams: upstreams.into_iter().map(Arc::new).collect(),
+            mirror: None,
             manifests_asked: Coalesce::default(),
             tags_asked: Coalesce::default(),
             lists_asked: Coalesce::default(),
@@ -161,6 +165,13 @@ impl Registry {
             negatives: Mutex::new(LruCache::new(nonzero(NEGATIVES_MAX))),
             lists: Mutex::new(LruCache::new(nonzero(LISTS_MAX))),
         }
+    }
+
+    /// The same, speaking the Docker v1 protocol as well.
+    #[must_use]
+    pub fn with_mirror(mut self, mirror: Option<Mirror>) -> Self {
+        self.mirror = mirror.map(Arc::new);
+        self
     }
 
     /// What a repository is called where access to it is decided: with `ns=`, the upstream's name stands before its own,

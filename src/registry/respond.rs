@@ -19,7 +19,7 @@ use crate::oci::{
     Digest, ErrorCode, InvalidDigest, InvalidManifest, InvalidName, InvalidReference, InvalidTag, Reference,
     RepositoryName, error_body,
 };
-use crate::upstream::UpstreamError;
+use crate::upstream::{Refusal, UpstreamError};
 
 /// Every answer under `/v2` says which API it speaks.
 pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -38,6 +38,16 @@ pub struct ApiError {
     message: String,
     detail: Option<Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    form: Form,
+}
+
+/// How an error is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// `{"errors":[{"code","message","detail"}]}`
+    Oci,
+    /// `{"error":"…"}`, as the Docker v1 protocol has it.
+    V1,
 }
 
 /// The status that a code has unless an error says otherwise (OCI distribution spec 1.1, "Error Codes").
@@ -68,7 +78,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
 impl ApiError {
     fn new(code: ErrorCode, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        Self { status: status_of(code), code, message, detail: None, headers: Vec::new() }
+        Self { status: status_of(code), code, message, detail: None, headers: Vec::new(), form: Form::Oci }
     }
 
     fn status_is(mut self, status: StatusCode) -> Self {
@@ -103,12 +113,21 @@ impl ApiError {
 
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
-        let body = error_body(self.code, &self.message, self.detail);
+        let body = match self.form {
+            Form::Oci => error_body(self.code, &self.message, self.detail),
+            Form::V1 => json!({ "error": self.message }).to_string().into(),
+        };
         let mut response = Response::new(Body::bytes(body));
         *response.status_mut() = self.status;
         response.headers_mut().extend(self.headers);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
+    }
+
+    /// The same, written as the Docker v1 protocol has it.
+    #[must_use]
+    pub(super) fn in_v1(self) -> Self {
+        Self { form: Form::V1, ..self }
     }
 
     /// The connection cannot be used further.
@@ -317,6 +336,72 @@ impl ApiError {
         .detail(json!({ "reference": reference.to_string() }))
     }
 
+    // The Docker v1 protocol, in docker-registry's words.
+
+    pub(super) fn image_unknown() -> Self {
+        Self::new(ErrorCode::BlobUnknown, "Image not found")
+    }
+
+    /// docker-registry is writing the image.
+    pub(super) fn image_in_progress() -> Self {
+        Self::new(ErrorCode::BlobUploadInvalid, "Image is being uploaded, retry later")
+            .status_is(StatusCode::BAD_REQUEST)
+    }
+
+    pub(super) fn v1_repository_unknown() -> Self {
+        Self::new(ErrorCode::NameUnknown, "Repository not found")
+    }
+
+    pub(super) fn v1_tag_unknown() -> Self {
+        Self::new(ErrorCode::ManifestUnknown, "Tag not found")
+    }
+
+    /// What the source's refusal means to a client. `absent` is the answer if the source does not have it, or does not say
+    /// what else keeps it from giving it.
+    pub(super) fn source(refusal: &Refusal, absent: impl FnOnce() -> Self) -> Self {
+        match &refusal.error {
+            // The client's own credentials, or the want of them, were refused: it may have others.
+            UpstreamError::Unauthorized { .. } => {
+                let error = Self::new(ErrorCode::Unauthorized, "the source requires authentication");
+                let challenges = refusal.challenges.iter().cloned();
+                challenges.fold(error, |error, challenge| error.header(WWW_AUTHENTICATE, challenge))
+            }
+            UpstreamError::Denied { .. } => Self::new(ErrorCode::Denied, "the source denies access"),
+            error @ (UpstreamError::Timeout { .. }
+            | UpstreamError::Connect { .. }
+            | UpstreamError::Broken { .. }
+            | UpstreamError::Malformed { .. }
+            | UpstreamError::TooLarge { .. }) => Self::upstream(error, absent),
+            _ => absent(),
+        }
+    }
+
+    /// What a failed fill of a layer means to a client that has not been sent anything yet.
+    pub(super) fn layer(error: &FillError) -> Self {
+        match error {
+            // The client was admitted a moment ago, with what it has.
+            FillError::Upstream(UpstreamError::Unauthorized { .. }) => {
+                Self::new(ErrorCode::Denied, "the source refuses the layer")
+            }
+            FillError::Upstream(error) => Self::source(&error.clone().into(), Self::image_unknown),
+            FillError::Disk { .. } => Self::internal(),
+            FillError::NotKept(_) | FillError::OwnerStalls(_) | FillError::Busy | FillError::Abandoned => {
+                Self::unavailable("the layer cannot be fetched now")
+            }
+            FillError::Length { .. }
+            | FillError::Short { .. }
+            | FillError::Misplaced { .. }
+            | FillError::Unbounded
+            | FillError::Digest { .. } => Self::source_senseless("something else than the layer"),
+        }
+    }
+
+    /// The source sends what it should not.
+    pub(super) fn source_senseless(what: &str) -> Self {
+        Self::new(ErrorCode::Unavailable, format_args!("the source sends {what}"))
+            .status_is(StatusCode::BAD_GATEWAY)
+    }
+
     // What we, or those behind us, cannot do.
 
     pub(super) fn internal() -> Self {
@@ -373,6 +458,7 @@ impl ApiError {
             FillError::Length { .. }
             | FillError::Short { .. }
             | FillError::Misplaced { .. }
+            | FillError::Unbounded
             | FillError::Digest { .. } => {
                 Self::new(ErrorCode::Unavailable, "upstream sends something else than the blob")
                     .status_is(StatusCode::BAD_GATEWAY)

@@ -196,7 +196,11 @@ fn repository(name: &str) -> Result<RepositoryName, ApiError> {
     name.parse().map_err(|error| ApiError::name_invalid(&error))
 }
 
-fn decode(path: &str) -> Result<Cow<'_, str>, ApiError> {
+/// A path, percent-decoded once.
+///
+/// # Errors
+/// It has an encoded slash or NUL, or is not UTF-8 once decoded.
+pub(super) fn decode(path: &str) -> Result<Cow<'_, str>, ApiError> {
     if !path.contains('%') {
         return Ok(Cow::Borrowed(path));
     }

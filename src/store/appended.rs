@@ -31,12 +31,20 @@ pub(super) const REHASH_BUFFER: usize = 1 << 20;
 pub(super) struct Appended {
     file: Arc<File>,
     hasher: Hasher,
+    /// Bytes that the hash saw before the file's first.
+    prefix: u64,
 }
 
 impl Appended {
     /// `hasher` has seen what the file begins with.
     pub(super) fn new(file: File, hasher: Hasher) -> Self {
-        Self { file: Arc::new(file), hasher }
+        Self { file: Arc::new(file), hasher, prefix: 0 }
+    }
+
+    /// An empty file whose content is hashed behind what `hasher` has seen.
+    pub(super) fn behind(file: File, hasher: Hasher) -> Self {
+        let prefix = hasher.len();
+        Self { file: Arc::new(file), hasher, prefix }
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
@@ -54,7 +62,7 @@ impl Appended {
 
     /// Bytes written and hashed so far.
     pub(super) fn written(&self) -> u64 {
-        self.hasher.len()
+        self.hasher.len() - self.prefix
     }
 
     /// Hashes what the file holds from where the hash stands.

@@ -18,16 +18,28 @@
 //! docker/registry/v2/repositories/<repository>/_manifests/referrers/<alg>/<hex>/<alg>/<hex>/link
 //!                                         which manifests have the first digest as their subject
 //! fills/<alg>/<hex>/{data,state.json}     a fill in progress (or interrupted)
+//! fills/v1/<image>/{data,state.json}      the same of a layer of the Docker v1 protocol (see `images`)
 //! fills/tmp/<random>                      a small file on its way to its name; swept at start
-//! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest
+//! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest or an image
 //! locks/tags-<00..ff>                     one of 256 shards: setting and removing a tag of `local`
 //! locks/evict                             held by the one process that evicts
+//! ```
+//!
+//! What the Docker v1 protocol has is stored as docker-registry 0.9 stores it, at the root of the tree (the first and the
+//! third line; the second and the fourth are Spliceway's own):
+//!
+//! ```text
+//! images/<image>/{layer,json,ancestry,_checksum,_inprogress}
+//! images/<image>/{_public,_size}                         who may have it; what its source says its layer has
+//! repositories/<namespace>/<repository>/{tag_<tag>,_index_images,json}
+//! repositories/<namespace>/<repository>/{_tags.json,_tag_<tag>.json}     answers of the source, kept
 //! ```
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::images::{ImageFile, ImageId};
 use super::upload::UploadId;
 use crate::oci::{Algorithm, Digest, RepositoryName, Tag};
 
@@ -229,6 +241,38 @@ impl Layout {
         let mut path = self.fills();
         path.extend([digest.algorithm().as_str(), &digest.hex()]);
         path
+    }
+
+    /// Where layers of the Docker v1 protocol are filled, one directory per image.
+    pub fn layer_fills(&self) -> PathBuf {
+        self.fills().join("v1")
+    }
+
+    /// The directory of one layer's fill.
+    pub fn layer_fill(&self, image: &ImageId) -> PathBuf {
+        self.layer_fills().join(image.as_str())
+    }
+
+    /// The images of the Docker v1 protocol, one directory each.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// A file of an image.
+    pub fn image(&self, image: &ImageId, file: ImageFile) -> PathBuf {
+        let mut path = self.images();
+        path.extend([image.as_str(), file.as_str()]);
+        path
+    }
+
+    /// The repositories of the Docker v1 protocol, one directory per namespace.
+    pub fn v1_repositories(&self) -> PathBuf {
+        self.root.join("repositories")
+    }
+
+    /// The lock file of an image's shard, which it shares with digests.
+    pub fn image_lock(&self, image: &ImageId) -> PathBuf {
+        self.locks().join(&image.as_str()[..2])
     }
 
     /// Small files on their way to their name.

@@ -15,6 +15,7 @@ mod appended;
 pub mod blob;
 mod durable;
 mod handles;
+pub mod images;
 pub mod ingest;
 pub mod layout;
 mod links;
@@ -38,7 +39,7 @@ pub use layout::{Layout, LinkKind, StoredRepository};
 pub use links::{Looked, TagLink};
 pub use listing::{Listings, Page};
 pub use push::PushedManifest;
-pub use usage::{Reservation, Usage};
+pub use usage::{Reservation, Stored, Usage};
 
 use self::durable::Durability;
 use self::upload::{Opened, Unfinished, Upload, UploadId, UploadLimits};

@@ -9,7 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::images::ImageFile;
 use super::layout::Layout;
+use super::usage::Stored;
 use crate::oci::Digest;
 
 /// A temporary file that is older than this belongs to nobody.
@@ -17,11 +19,11 @@ const TEMPORARY_AGE: Duration = Duration::from_hours(1);
 /// An interrupted fill that nobody came back for within this time is given up.
 pub const FILL_AGE: Duration = Duration::from_hours(7 * 24);
 
-/// One blob that a scan saw.
-#[derive(Clone, Copy, Debug)]
+/// One blob, or layer, that a scan saw.
+#[derive(Clone, Debug)]
 pub struct Scanned {
-    /// Its digest.
-    pub digest: Digest,
+    /// What it is.
+    pub stored: Stored,
     /// Its length in bytes.
     pub len: u64,
     /// Its last use as the disk has it, in milliseconds since the epoch.
@@ -39,7 +41,7 @@ pub fn scan_blobs(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result
             for_each_entry(prefix, |directory| {
                 let Some(hex) = file_name(directory) else { return Ok(()) };
                 let Ok(digest) = format!("{algorithm_name}:{hex}").parse() else { return Ok(()) };
-                if let Some(blob) = scanned(&directory.join("data"), digest) {
+                if let Some(blob) = scanned(&directory.join("data"), Stored::Blob(digest)) {
                     visit(blob);
                 }
                 Ok(())
@@ -48,29 +50,49 @@ pub fn scan_blobs(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result
     })
 }
 
-/// The digest and the size so far of every fill, under way or interrupted.
+/// The same for every layer of the Docker v1 protocol.
 ///
 /// # Errors
 /// A directory cannot be read.
-pub fn scan_fills(layout: &Layout, mut visit: impl FnMut(Digest, u64)) -> io::Result<()> {
+pub fn scan_layers(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result<()> {
+    for_each_entry(&layout.images(), |directory| {
+        let Some(image) = file_name(directory).and_then(|id| id.parse().ok()) else { return Ok(()) };
+        let path = layout.image(&image, ImageFile::Layer);
+        if let Some(layer) = scanned(&path, Stored::Layer(image)) {
+            visit(layer);
+        }
+        Ok(())
+    })
+}
+
+/// What every fill is of, under way or interrupted, and its size so far.
+///
+/// # Errors
+/// A directory cannot be read.
+pub fn scan_fills(layout: &Layout, mut visit: impl FnMut(Stored, u64)) -> io::Result<()> {
     for_each_entry(&layout.fills(), |algorithm| {
         let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
         for_each_entry(algorithm, |directory| {
-            let digest = file_name(directory).and_then(|hex| format!("{algorithm_name}:{hex}").parse().ok());
-            if let (Some(digest), Ok(meta)) = (digest, fs::metadata(directory.join("data"))) {
-                visit(digest, meta.len());
+            let Some(name) = file_name(directory) else { return Ok(()) };
+            let stored = if *algorithm == layout.layer_fills() {
+                name.parse().ok().map(Stored::Layer)
+            } else {
+                format!("{algorithm_name}:{name}").parse().ok().map(Stored::Blob)
+            };
+            if let (Some(stored), Ok(meta)) = (stored, fs::metadata(directory.join("data"))) {
+                visit(stored, meta.len());
             }
             Ok(())
         })
     })
 }
 
-/// What a scan sees of one blob now; `None` if it is gone.
-pub fn scanned(path: &Path, digest: Digest) -> Option<Scanned> {
+/// What a scan sees of one file now; `None` if it is gone.
+pub fn scanned(path: &Path, stored: Stored) -> Option<Scanned> {
     let meta = fs::metadata(path).ok()?;
     let seconds = u64::try_from(meta.atime()).unwrap_or(0);
     let used_ms = seconds * 1000 + u64::try_from(meta.atime_nsec() / 1_000_000).unwrap_or(0);
-    Some(Scanned { digest, len: meta.len(), used_ms })
+    Some(Scanned { stored, len: meta.len(), used_ms })
 }
 
 /// Removes temporary files and fills that nobody owns and that are older than `fill_age`. The bytes freed.
@@ -90,11 +112,14 @@ pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
         }
         let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
         for_each_entry(algorithm, |directory| {
-            let digest = file_name(directory).and_then(|hex| format!("{algorithm_name}:{hex}").parse().ok());
+            let digest: Option<Digest> =
+                file_name(directory).and_then(|hex| format!("{algorithm_name}:{hex}").parse().ok());
             // A crash between the blob's new name and the end of its old one leaves the fill as a second link to it,
             // which would keep its bytes when the blob is evicted.
             let is_published = digest.is_some_and(|digest| layout.blob(&digest).exists());
-            freed += sweep_fill(directory, if is_published { Duration::ZERO } else { fill_age });
+            // The fill of a layer without a digest cannot be resumed.
+            let is_useless = is_published || *algorithm == layout.layer_fills();
+            freed += sweep_fill(directory, if is_useless { Duration::ZERO } else { fill_age });
             Ok(())
         })
     })?;

@@ -5,13 +5,45 @@
 //! is needed.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::Store;
+use super::images::ImageId;
 use crate::oci::Digest;
+
+/// What takes space in a tree.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stored {
+    /// A blob.
+    Blob(Digest),
+    /// The layer of an image of the Docker v1 protocol.
+    Layer(ImageId),
+}
+
+impl From<Digest> for Stored {
+    fn from(digest: Digest) -> Self {
+        Self::Blob(digest)
+    }
+}
+
+impl From<ImageId> for Stored {
+    fn from(image: ImageId) -> Self {
+        Self::Layer(image)
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blob(digest) => digest.fmt(f),
+            Self::Layer(image) => write!(f, "layer {image}"),
+        }
+    }
+}
 
 /// How many bytes a tree takes, and may take.
 #[derive(Debug)]
@@ -20,9 +52,9 @@ pub struct Usage {
     limit: AtomicU64,
     needed: AtomicU64,
     /// Fills of this process that have not ended, with the lengths that are announced.
-    fills: Mutex<HashMap<Digest, u64>>,
+    fills: Mutex<HashMap<Stored, u64>>,
     /// What is published while a scan runs, which may or may not see it.
-    during_scan: Mutex<Option<HashMap<Digest, u64>>>,
+    during_scan: Mutex<Option<HashMap<Stored, u64>>>,
     grown: Notify,
 }
 
@@ -40,7 +72,7 @@ impl Default for Usage {
 }
 
 impl Usage {
-    /// Bytes of published blobs.
+    /// Bytes of published blobs and layers.
     pub fn stored(&self) -> u64 {
         self.stored.load(Ordering::Relaxed)
     }
@@ -55,13 +87,13 @@ impl Usage {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// Counts a publication; `bytes` is 0 if the blob was there already.
-    pub fn published(&self, digest: Digest, bytes: u64) {
+    /// Counts a publication; `bytes` is 0 if it was there already.
+    pub fn published(&self, stored: impl Into<Stored>, bytes: u64) {
         if bytes == 0 {
             return;
         }
         if let Some(published) = &mut *lock(&self.during_scan) {
-            published.insert(digest, bytes);
+            published.insert(stored.into(), bytes);
         }
         self.stored.fetch_add(bytes, Ordering::Relaxed);
         self.grown.notify_one();
@@ -78,30 +110,30 @@ impl Usage {
         *lock(&self.during_scan) = Some(HashMap::new());
     }
 
-    /// Takes a scan's blobs as the truth. `total` sums those that `counts` says yes to.
+    /// Takes what a scan found as the truth. `total` sums those that `counts` says yes to.
     pub fn scanned(&self, total: u64) {
         let mut during_scan = lock(&self.during_scan);
         let since: u64 = during_scan.take().unwrap_or_default().values().sum();
         self.stored.store(total.saturating_add(since), Ordering::Relaxed);
     }
 
-    /// Whether a scan is to count this blob: it was not published since the scan began, which is counted already.
-    pub fn counts(&self, digest: &Digest) -> bool {
-        lock(&self.during_scan).as_ref().is_none_or(|published| !published.contains_key(digest))
+    /// Whether a scan is to count this: it was not published since the scan began, which is counted already.
+    pub fn counts(&self, stored: &Stored) -> bool {
+        lock(&self.during_scan).as_ref().is_none_or(|published| !published.contains_key(stored))
     }
 
     /// Bytes that fills take or will take. `on_disk` has the size so far of every fill, of other processes too.
-    pub fn claimed(&self, mut on_disk: HashMap<Digest, u64>) -> u64 {
-        for (digest, announced) in &*lock(&self.fills) {
-            let size = on_disk.entry(*digest).or_default();
+    pub fn claimed(&self, mut on_disk: HashMap<Stored, u64>) -> u64 {
+        for (stored, announced) in &*lock(&self.fills) {
+            let size = on_disk.entry(stored.clone()).or_default();
             *size = (*size).max(*announced);
         }
         on_disk.values().fold(0, |sum, size| sum.saturating_add(*size))
     }
 
-    /// Whether this process is filling the blob.
-    pub fn is_filling(&self, digest: &Digest) -> bool {
-        lock(&self.fills).contains_key(digest)
+    /// Whether this process is filling it.
+    pub fn is_filling(&self, stored: &Stored) -> bool {
+        lock(&self.fills).contains_key(stored)
     }
 
     /// The disk, or a quota, is full: `bytes` more are needed.
@@ -125,27 +157,28 @@ impl Usage {
 #[derive(Debug)]
 pub struct Reservation {
     store: Arc<Store>,
-    digest: Digest,
+    stored: Stored,
 }
 
 impl Reservation {
-    /// A fill of `digest` begins.
-    pub fn begin(store: &Arc<Store>, digest: Digest) -> Self {
-        lock(&store.usage().fills).insert(digest, 0);
-        Self { store: Arc::clone(store), digest }
+    /// A fill begins.
+    pub fn begin(store: &Arc<Store>, stored: impl Into<Stored>) -> Self {
+        let stored = stored.into();
+        lock(&store.usage().fills).insert(stored.clone(), 0);
+        Self { store: Arc::clone(store), stored }
     }
 
     /// Its length is announced.
     pub fn announce(&self, bytes: u64) {
         let usage = self.store.usage();
-        lock(&usage.fills).insert(self.digest, bytes);
+        lock(&usage.fills).insert(self.stored.clone(), bytes);
         usage.grown.notify_one();
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.store.usage().fills).remove(&self.digest);
+        lock(&self.store.usage().fills).remove(&self.stored);
     }
 }
 
@@ -163,13 +196,17 @@ mod tests {
         Digest::of(Algorithm::Sha256, &[n])
     }
 
+    fn blob(n: u8) -> Stored {
+        digest(n).into()
+    }
+
     #[test]
     fn what_is_published_during_a_scan_counts_once_whether_the_scan_saw_it_or_not() {
         let usage = Usage::default();
         usage.published(digest(1), 10);
         usage.scan_begins();
         usage.published(digest(2), 100);
-        assert!(usage.counts(&digest(1)) && !usage.counts(&digest(2)));
+        assert!(usage.counts(&blob(1)) && !usage.counts(&blob(2)));
         usage.scanned(10);
         assert_eq!(usage.stored(), 110);
         usage.removed(1000);
@@ -179,10 +216,10 @@ mod tests {
     #[test]
     fn a_fill_counts_with_what_is_there_or_announced_whichever_is_more() {
         let usage = Usage::default();
-        lock(&usage.fills).extend([(digest(1), 100), (digest(2), 0), (digest(3), u64::MAX)]);
-        let on_disk = HashMap::from([(digest(1), 7), (digest(2), 5), (digest(4), 3)]);
+        lock(&usage.fills).extend([(blob(1), 100), (blob(2), 0), (blob(3), u64::MAX)]);
+        let on_disk = HashMap::from([(blob(1), 7), (blob(2), 5), (blob(4), 3)]);
         assert_eq!(usage.claimed(on_disk), u64::MAX, "a sum past the end saturates");
-        lock(&usage.fills).remove(&digest(3));
-        assert_eq!(usage.claimed(HashMap::from([(digest(1), 7), (digest(2), 5), (digest(4), 3)])), 108);
+        lock(&usage.fills).remove(&blob(3));
+        assert_eq!(usage.claimed(HashMap::from([(blob(1), 7), (blob(2), 5), (blob(4), 3)])), 108);
     }
 }

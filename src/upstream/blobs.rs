@@ -164,7 +164,12 @@ pub struct BlobBody {
 }
 
 impl BlobBody {
-    fn new(incoming: Incoming, expected: Option<u64>, stall_timeout: Duration, attempt: Attempt) -> Self {
+    pub(super) fn new(
+        incoming: Incoming,
+        expected: Option<u64>,
+        stall_timeout: Duration,
+        attempt: Attempt,
+    ) -> Self {
         Self { incoming, expected, received: 0, stall_timeout, waiting_since: None, end: None, attempt }
     }
 

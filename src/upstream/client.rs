@@ -53,7 +53,7 @@ const DRAIN_BYTES_MAX: u64 = 64 << 10;
 /// How long to wait for the rest of an unwanted body.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Sent with every request.
+/// Sent with every request that does not say another.
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("spliceway/", env!("CARGO_PKG_VERSION")));
 
 /// Why there is no response head.
@@ -121,7 +121,7 @@ impl HttpClient {
             *request.method_mut() = method.clone();
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = headers.clone();
-            request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
+            request.headers_mut().entry(header::USER_AGENT).or_insert(USER_AGENT);
             let began = Instant::now();
             let error = match timeout_at(deadline, client.request(request)).await {
                 Err(_) => {

@@ -1,13 +1,14 @@
 //! One attempt at one endpoint: authorisation, redirects, and the status turned into a typed result.
 //!
-//! The deadline of an attempt covers everything up to the response's headers. The `Authorization` header goes to the
-//! endpoint's origin only; a redirect that leaves it loses the header for good, even if a later one leads back.
+//! The deadline of an attempt covers everything up to the response's headers. The `Authorization` header, and
+//! what else says who asks, goes to the endpoint's origin only; a redirect that leaves it loses it for good, even if a later
+//! one leads back.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use serde::Deserialize;
@@ -62,6 +63,10 @@ impl Followed {
     /// A response without any redirect followed.
     pub(super) fn directly(response: Response<Incoming>) -> Self {
         Self { response, is_own: true }
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
     }
 }
 
@@ -189,7 +194,7 @@ impl Upstream {
             })?;
             if Origin::of(&url) != home {
                 is_own = false;
-                fields.remove(header::AUTHORIZATION);
+                fields = of_any_origin(&fields);
             }
             drain(response).await;
         }
@@ -312,6 +317,14 @@ pub(super) fn quoted(value: &str) -> String {
 /// A header with a fixed value.
 pub(super) fn field(value: &'static str) -> HeaderValue {
     HeaderValue::from_static(value)
+}
+
+/// The fields that say what is wanted, and nothing about who wants it.
+fn of_any_origin(fields: &HeaderMap) -> HeaderMap {
+    const NAMES: [HeaderName; 5] =
+        [header::ACCEPT, header::ACCEPT_ENCODING, header::RANGE, header::IF_RANGE, header::USER_AGENT];
+    let named = fields.iter().filter(|(name, _)| NAMES.contains(name));
+    named.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 fn is_redirect(status: StatusCode) -> bool {

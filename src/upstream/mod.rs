@@ -27,6 +27,7 @@ mod options;
 mod pages;
 mod realm;
 mod referrers;
+mod relay;
 mod tags;
 mod tls;
 
@@ -40,6 +41,7 @@ pub use endpoint::EndpointChoice;
 pub use error::{Attempt, UpstreamConfigError, UpstreamError};
 pub use manifests::{FetchedManifest, ManifestHead};
 pub use options::{Credentials, Observer, Operation, RequestObservation, UpstreamOptions};
+pub use relay::{Refusal, Relay, Relayed};
 
 use crate::oci::RepositoryName;
 use auth::Authenticator;

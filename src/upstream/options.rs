@@ -129,6 +129,8 @@ pub enum Operation {
     Catalog,
     /// A request to a token server.
     Token,
+    /// What a client asks for, with its own header fields.
+    Relay,
 }
 
 impl Operation {
@@ -143,6 +145,7 @@ impl Operation {
             Self::Referrers => "referrers",
             Self::Catalog => "catalog",
             Self::Token => "token",
+            Self::Relay => "relay",
         }
     }
 }

@@ -22,3 +22,4 @@ mod rights;
 mod shared;
 mod support;
 mod tags;
+mod v1;

@@ -51,10 +51,10 @@ pub(super) enum Verdict {
 }
 
 /// A keyed hash of a user's name and password.
-pub(super) type Trace = [u8; 32];
+pub(in crate::registry) type Trace = [u8; 32];
 
 /// Makes traces, with a key of its own.
-pub(super) struct Tracer(hmac::Key);
+pub(in crate::registry) struct Tracer(hmac::Key);
 
 pub(super) struct Logins {
     path: PathBuf,
@@ -202,7 +202,7 @@ impl Logins {
 
 impl Tracer {
     /// `path` is what an error names.
-    pub(super) fn new(path: &Path) -> Result<Self, AccessError> {
+    pub(in crate::registry) fn new(path: &Path) -> Result<Self, AccessError> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
         let key = key.map_err(|_| {
             AccessError::new(path, "cannot be used: the system has no random numbers".to_owned())
@@ -219,10 +219,24 @@ impl Tracer {
             context.update(login.user.as_bytes());
             context.update(&login.password);
         }
-        let mut trace = Trace::default();
-        trace.copy_from_slice(context.sign().as_ref());
-        trace
+        finished(&context)
     }
+
+    /// The trace of credentials of any kind.
+    pub(in crate::registry) fn trace_of(&self, credentials: &[&[u8]]) -> Trace {
+        let mut context = hmac::Context::with_key(&self.0);
+        for credential in credentials {
+            context.update(&(credential.len() as u64).to_be_bytes());
+            context.update(credential);
+        }
+        finished(&context)
+    }
+}
+
+fn finished(context: &hmac::Context) -> Trace {
+    let mut trace = Trace::default();
+    trace.copy_from_slice(context.clone().sign().as_ref());
+    trace
 }
 
 impl Stamp {

@@ -62,6 +62,7 @@ pub use self::gate::Gate;
 pub(super) use self::gate::Wanted;
 use self::keys::Keyring;
 use self::logins::{Logins, Verdict};
+pub(super) use self::logins::{Trace, Tracer};
 pub use self::rules::{Grant, Pattern, Rights, Rule};
 use self::throttle::{PAUSE, Throttle};
 use self::token::Tokens;
@@ -311,7 +312,7 @@ impl Access {
     }
 
     /// Whether there is something to log in to.
-    fn authenticates(&self) -> bool {
+    pub(super) fn authenticates(&self) -> bool {
         self.logins.is_some() || self.tokens.is_some() || self.passes_logins
     }
 

@@ -69,12 +69,39 @@ struct Rule {
 
 type Held = (String, Arc<Vec<u8>>);
 
+/// Content at a path of its own, whatever protocol it belongs to.
+#[derive(Clone)]
+pub(crate) struct Document {
+    pub(crate) bytes: Arc<Vec<u8>>,
+    /// Beside the usual ones, or instead of them.
+    pub(crate) headers: Vec<(String, String)>,
+    /// A header that a request must have, else it is 401.
+    pub(crate) requires: Option<(String, String)>,
+}
+
+impl Document {
+    pub(crate) fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self { bytes: Arc::new(bytes.into()), headers: Vec::new(), requires: None }
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub(crate) fn requires(mut self, name: &str, value: &str) -> Self {
+        self.requires = Some((name.into(), value.into()));
+        self
+    }
+}
+
 #[derive(Default)]
 struct State {
     blobs: Mutex<HashMap<String, Arc<Vec<u8>>>>,
     /// Media type and bytes by digest.
     manifests: Mutex<HashMap<String, Held>>,
     tags: Mutex<BTreeMap<(String, String), String>>,
+    documents: Mutex<HashMap<String, Document>>,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
     authorization: Mutex<Option<String>>,
@@ -157,6 +184,16 @@ impl Origin {
         self.state.manifests.lock().expect("not poisoned").insert(digest.to_owned(), held);
     }
 
+    /// Holds a document at `path`, instead of what is there.
+    pub(crate) fn document(&self, path: &str, document: Document) {
+        self.state.documents.lock().expect("not poisoned").insert(path.into(), document);
+    }
+
+    /// Forgets the document at `path`.
+    pub(crate) fn forget_document(&self, path: &str) {
+        self.state.documents.lock().expect("not poisoned").remove(path);
+    }
+
     pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &str) {
         let key = (repository.to_owned(), tag.to_owned());
         self.state.tags.lock().expect("not poisoned").insert(key, digest.to_owned());
@@ -225,6 +262,10 @@ fn serve(state: &State, mut stream: TcpStream) -> io::Result<()> {
         let content = state.content(&head);
         let sent = Arc::new(AtomicU64::new(0));
         let mut reply = Reply::new(&head, &plan, content);
+        if plan.status.is_none() && state.is_closed_to(&head) {
+            let challenge = ("WWW-Authenticate".into(), "Basic realm=\"documents\"".into());
+            reply = Reply::failure(&head, 401, &[challenge]);
+        }
         if let Some(required) = &*state.authorization.lock().expect("not poisoned")
             && head.header("authorization") != Some(required)
         {
@@ -251,17 +292,29 @@ impl State {
         rule.and_then(|rule| rule.plans.pop_front().or_else(|| rule.then.clone())).unwrap_or_default()
     }
 
+    /// Whether `head` lacks what the document that it asks for requires.
+    fn is_closed_to(&self, head: &RequestHead) -> bool {
+        let documents = self.documents.lock().expect("not poisoned");
+        let required = documents.get(&head.path).and_then(|document| document.requires.as_ref());
+        required.is_some_and(|(name, value)| head.header(name) != Some(value))
+    }
+
     /// Media type, digest and bytes of what `head` asks for.
     fn content(&self, head: &RequestHead) -> Option<Content> {
+        if let Some(document) = self.documents.lock().expect("not poisoned").get(&head.path).cloned() {
+            let media_type = "application/json".into();
+            let Document { bytes, headers, .. } = document;
+            return Some(Content { media_type, digest: None, bytes, headers });
+        }
         let path = head.path.strip_prefix("/v2/")?;
         let json = "application/json".to_owned();
         if path.is_empty() {
-            return Some(Content { media_type: json, digest: None, bytes: Arc::new(b"{}".to_vec()) });
+            return Some(Content::new(json, None, Arc::new(b"{}".to_vec())));
         }
         if let Some((_, digest)) = path.split_once("/blobs/") {
             let bytes = self.blobs.lock().expect("not poisoned").get(digest)?.clone();
             let media_type = "application/octet-stream".into();
-            return Some(Content { media_type, digest: Some(digest.into()), bytes });
+            return Some(Content::new(media_type, Some(digest.into()), bytes));
         }
         if let Some((repository, reference)) = path.split_once("/manifests/") {
             let tagged = self
@@ -272,7 +325,7 @@ impl State {
                 .cloned();
             let digest = tagged.unwrap_or_else(|| reference.to_owned());
             let (media_type, bytes) = self.manifests.lock().expect("not poisoned").get(&digest)?.clone();
-            return Some(Content { media_type, digest: Some(digest), bytes });
+            return Some(Content::new(media_type, Some(digest), bytes));
         }
         let repository = path.strip_suffix("/tags/list")?;
         let tags = self.tags.lock().expect("not poisoned");
@@ -282,7 +335,7 @@ impl State {
             return None;
         }
         let list = serde_json::json!({"name": repository, "tags": names});
-        Some(Content { media_type: json, digest: None, bytes: Arc::new(list.to_string().into_bytes()) })
+        Some(Content::new(json, None, Arc::new(list.to_string().into_bytes())))
     }
 }
 
@@ -290,6 +343,13 @@ struct Content {
     media_type: String,
     digest: Option<String>,
     bytes: Arc<Vec<u8>>,
+    headers: Vec<(String, String)>,
+}
+
+impl Content {
+    fn new(media_type: String, digest: Option<String>, bytes: Arc<Vec<u8>>) -> Self {
+        Self { media_type, digest, bytes, headers: Vec::new() }
+    }
 }
 
 /// An answer ready to be sent: head, and the part of the content that is its body.
@@ -357,7 +417,7 @@ impl Reply {
                 closes = true;
             }
         }
-        for (name, value) in &plan.headers {
+        for (name, value) in content.headers.iter().chain(&plan.headers) {
             headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
             headers.push((name.clone(), value.clone()));
         }
