@@ -6,9 +6,9 @@
 //!                 the fills begun by them
 //! ```
 //!
-//! The threads share the [`Site`] (replaced as a whole by a reload), the stores and fills, and the metrics. SIGTERM or
-//! SIGINT drains: no connection is accepted any more, answers under way are finished, then the process ends; a second
-//! signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
+//! The threads share the [`Site`] and the [`Fronts`] (replaced as a whole by a reload), the stores and fills, and the
+//! metrics. SIGTERM or SIGINT drains: no connection is accepted any more, answers under way are finished, then the process
+//! ends; a second signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
 
 mod service;
 mod trees;
@@ -26,8 +26,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
+use crate::accel::{Accel, AccelError, Fronts};
 use crate::admin::{self, Readiness};
-use crate::config::{Config, ConfigError, RegistryConfig, ServerConfig};
+use crate::config::{Config, ConfigError, ServerConfig};
 use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
 use crate::registry::access::AccessError;
@@ -39,7 +40,7 @@ use crate::sys::keep_freed_memory;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
 use crate::upstream::UpstreamConfigError;
-use service::RegistryService;
+use service::SiteService;
 use trees::Trees;
 
 /// Threads per worker that write, hash and sync for it (the store threads), or read where `io_uring` is not to be had.
@@ -76,6 +77,9 @@ pub enum Error {
     /// A file that access depends on cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// The front of an application cannot be set up.
+    #[error(transparent)]
+    Accel(#[from] AccelError),
     /// The system refused what every server needs.
     #[error("cannot {what}: {cause}")]
     System {
@@ -92,7 +96,7 @@ pub enum Error {
 impl Error {
     /// Whether the configuration is at fault rather than the system.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Upstream(_) | Self::Access(_))
+        matches!(self, Self::Upstream(_) | Self::Access(_) | Self::Accel(_))
     }
 
     fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
@@ -110,17 +114,19 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
     let use_ring = decide_on_ring(config.server.io_uring)?;
     let metrics = Metrics::new();
     let mut trees = Trees::default();
-    let numbers: Vec<_> = own_listeners(&config).map(|registry| registry.name.clone()).collect();
-    let site = trees.site(&config, &numbers, files_max, &metrics)?;
+    let numbers = Numbers::new(&config);
+    let (site, fronts) = trees.site(&config, &numbers, files_max, &metrics)?;
     let listeners = listeners(&config)?;
     let admin = config.server.admin.map(bind).transpose()?;
 
     let (phase, phases) = watch::channel(Phase::default());
     let (doors, seats) = server::doors(config.server.workers.get());
     let shared = Arc::new(RwLock::new(Arc::new(site)));
+    let fronts = Arc::new(RwLock::new(Arc::new(fronts)));
     let (done, workers) = mpsc::unbounded_channel();
     let crew = Crew {
         site: Arc::clone(&shared),
+        fronts: Arc::clone(&fronts),
         options: Arc::new(server_options(&config.server, files_max)),
         counters: Arc::default(),
         metrics: metrics.clone(),
@@ -137,6 +143,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         metrics,
         trees,
         site: shared,
+        fronts,
         doors: Arc::new(doors),
         phase,
         readiness: Readiness::default(),
@@ -179,7 +186,7 @@ fn server_options(config: &ServerConfig, files_max: u64) -> ServerOptions {
 }
 
 /// The sockets to accept on: those that a supervisor passed on (systemd's `LISTEN_FDS`), else the configured addresses.
-/// Behind them come those of single registries, with the registry's number.
+/// Behind them come those of single registries and of fronts, with the [numbers](Numbers) of these.
 fn listeners(config: &Config) -> Result<Vec<(usize, TcpListener)>, Error> {
     let mut common =
         listen_fds::listen_fds().map_err(Error::system("take over the sockets of LISTEN_FDS"))?;
@@ -190,17 +197,45 @@ fn listeners(config: &Config) -> Result<Vec<(usize, TcpListener)>, Error> {
         common = config.server.listen.iter().copied().map(bind).collect::<Result<_, _>>()?;
     }
     let mut listeners: Vec<_> = common.into_iter().map(|listener| (0, listener)).collect();
-    for (index, registry) in own_listeners(config).enumerate() {
-        for address in &registry.listen {
-            listeners.push((index + 1, bind(*address)?));
-        }
+    for (number, address) in Numbers::new(config).addresses(config) {
+        listeners.push((number, bind(address)?));
     }
     Ok(listeners)
 }
 
-/// The registries that have listeners of their own.
-fn own_listeners(config: &Config) -> impl Iterator<Item = &RegistryConfig> {
-    config.registries.iter().filter(|registry| !registry.listen.is_empty())
+/// The numbers of the listeners that are not common to all: a registry's or a front's own have one number together, from 1
+/// on. They stay while the process runs.
+struct Numbers {
+    registries: Vec<String>,
+    fronts: Vec<String>,
+}
+
+impl Numbers {
+    fn new(config: &Config) -> Self {
+        let registries = config.registries.iter().filter(|registry| !registry.listen.is_empty());
+        let fronts = config.accel.iter().filter(|front| !front.listen.is_empty());
+        Self {
+            registries: registries.map(|registry| registry.name.clone()).collect(),
+            fronts: fronts.map(|front| front.options.name.clone()).collect(),
+        }
+    }
+
+    fn of_registry(&self, name: &str) -> Option<usize> {
+        self.registries.iter().position(|known| known == name).map(|index| index + 1)
+    }
+
+    fn of_front(&self, name: &str) -> Option<usize> {
+        let index = self.fronts.iter().position(|known| known == name)?;
+        Some(self.registries.len() + index + 1)
+    }
+
+    /// All addresses that are not common, with their numbers, in order.
+    fn addresses(&self, config: &Config) -> Vec<(usize, SocketAddr)> {
+        let registries = config.registries.iter().map(|one| (self.of_registry(&one.name), &one.listen));
+        let fronts = config.accel.iter().map(|one| (self.of_front(&one.options.name), &one.listen));
+        let all = registries.chain(fronts).filter_map(|(number, addresses)| Some((number?, addresses)));
+        all.flat_map(|(number, addresses)| addresses.iter().map(move |address| (number, *address))).collect()
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
@@ -214,6 +249,7 @@ fn runtime() -> io::Result<Runtime> {
 /// What the worker threads are started with.
 struct Crew {
     site: Arc<RwLock<Arc<Site>>>,
+    fronts: Arc<RwLock<Arc<Fronts>>>,
     options: Arc<ServerOptions>,
     counters: Arc<Counters>,
     metrics: Metrics,
@@ -247,7 +283,8 @@ impl Crew {
         let files = local.block_on(&runtime, async {
             let files = Files::new(self.use_ring)?;
             let handler = Handler::new(Arc::clone(&self.site), files.clone(), self.metrics.clone());
-            let service = Rc::new(RegistryService(handler));
+            let fronts = Accel::new(Arc::clone(&self.fronts), files.clone());
+            let service = Rc::new(SiteService { registries: handler, fronts });
             let (options, counters) = (Arc::clone(&self.options), Arc::clone(&self.counters));
             let mut phases = self.phases.clone();
             Worker { service, options, files: files.clone(), counters }.run(seat, phases.clone()).await;
@@ -278,12 +315,12 @@ impl Drop for Last {
 /// What the main thread runs.
 struct Application {
     config: Config,
-    /// The names of the registries that have listeners of their own.
-    numbers: Vec<String>,
+    numbers: Numbers,
     files_max: u64,
     metrics: Metrics,
     trees: Trees,
     site: Arc<RwLock<Arc<Site>>>,
+    fronts: Arc<RwLock<Arc<Fronts>>>,
     doors: Arc<Doors>,
     phase: watch::Sender<Phase>,
     readiness: Readiness,
@@ -371,7 +408,7 @@ impl Application {
                 return;
             }
         };
-        let site = match self.trees.site(&config, &self.numbers, self.files_max, &self.metrics) {
+        let (site, fronts) = match self.trees.site(&config, &self.numbers, self.files_max, &self.metrics) {
             Ok(site) => site,
             Err(error) => {
                 tracing::error!(%error, "the new configuration cannot be used: the old one stays");
@@ -384,14 +421,12 @@ impl Application {
         if restart_needed(&self.config.server, &config.server) {
             tracing::warn!("changes in [server] take effect after a restart");
         }
-        let addresses = |config: &Config| {
-            let own = own_listeners(config).map(|registry| (registry.name.clone(), registry.listen.clone()));
-            own.collect::<Vec<_>>()
-        };
-        if addresses(&self.config) != addresses(&config) {
-            tracing::warn!("changes of a registry's `listen` take effect after a restart");
+        let numbers = Numbers::new(&config);
+        if self.numbers.addresses(&self.config) != numbers.addresses(&config) {
+            tracing::warn!("changes of a registry's or a front's `listen` take effect after a restart");
         }
         *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
+        *self.fronts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fronts);
         renew_generation();
         self.config = Config { server: self.config.server.clone(), ..config };
         self.start_evictors();

@@ -18,6 +18,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use http::HeaderMap;
 
 /// The longest region that one chunk carries, in bytes.
 ///
@@ -32,6 +33,9 @@ pub enum Chunk {
     Bytes(Bytes),
     /// Bytes that are in a file.
     Region(Region),
+    /// Fields that follow the body (RFC 9110 section 6.5); nothing comes after them. Only of use where the length was not
+    /// announced, as only then there is a place for them.
+    Trailers(Box<HeaderMap>),
 }
 
 impl Chunk {
@@ -40,6 +44,7 @@ impl Chunk {
         match self {
             Self::Bytes(bytes) => bytes.len(),
             Self::Region(region) => region.len,
+            Self::Trailers(_) => 0,
         }
     }
 

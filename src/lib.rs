@@ -15,6 +15,9 @@
 //! 5. The [`body`] goes out through the transport: regions by `sendfile`, everything else in one `writev`.
 //! 6. When the last byte is gone, the access log and the [`metrics`] hear of it.
 //!
+//! What is for the front of an application goes to [`accel`] instead of step 2: it is passed on to the application, whose
+//! answer comes back as it is, or names a file or a blob to be sent in its place.
+//!
 //! # The rooms
 //!
 //! Dependencies run downwards only.
@@ -22,13 +25,14 @@
 //! | layer | rooms |
 //! |---|---|
 //! | 5 | [`cli`], [`config`], [`logging`], [`app`] (wiring), [`server`] (listener, transport, connection) |
-//! | 4 | [`registry`] (the API), [`admin`] (health, metrics) |
+//! | 4 | [`registry`] (the API), [`accel`] (the front of applications), [`admin`] (health, metrics) |
 //! | 3 | [`fill`] (one leader per digest, readers), [`maintain`] (eviction) |
 //! | 2 | [`store`] (what is on disk), [`upstream`] (the client) |
 //! | 1 | [`body`], [`watermark`], [`metrics`], [`http`], [`oci`] (pure), [`sys`] (the only unsafe code) |
 
 #![warn(missing_docs)]
 
+pub mod accel;
 pub mod admin;
 pub mod app;
 pub mod body;

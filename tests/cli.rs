@@ -167,22 +167,39 @@ fn the_example_configuration_is_usable_and_its_comments_show_the_defaults() {
     let path = directory.path().join("uncommented.toml");
     std::fs::write(&path, &uncommented).unwrap();
     assert_eq!(check(&path), as_it_is);
-    for line in as_it_is.lines() {
+    std::fs::write(&path, WITH_A_FRONT).unwrap();
+    for line in as_it_is.lines().chain(check(&path).lines()) {
         let Some((key, _)) = line.split_once(" = ") else { continue };
         assert!(given.contains(&format!("{key} = ")) || key == "local", "{key} is not in the example");
     }
+
+    let commented = given.lines().filter_map(|line| line.strip_prefix("#   "));
+    let front: Vec<_> = commented
+        .skip_while(|line| *line != "[[accel]]")
+        .map(|line| line.split("      (").next().unwrap_or(line))
+        .filter(|line| !line.starts_with("ca_file"))
+        .map(|line| line.split("  (").next().unwrap_or(line))
+        .collect();
+    std::fs::write(&path, front.join("\n")).unwrap();
+    assert!(check(&path).contains("blobs = \"main\""), "what is said about fronts is a configuration");
 }
+
+/// Every table of a front.
+const WITH_A_FRONT: &str = "[[accel]]\nhosts = [\"h\"]\nbackend = \"http://127.0.0.1:8000\"\n\
+     [[accel.location]]\nprefix = \"/p/\"\nroot = \"/srv\"\n";
 
 #[test]
 fn the_readme_names_every_key() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let directory = with_config("[[registry]]\n[[registry.upstream]]\nname = \"r\"\nurl = \"https://r\"\n");
+    let registry = "[[registry]]\n[[registry.upstream]]\nname = \"r\"\nurl = \"https://r\"\n";
+    let directory = with_config(&format!("{registry}{WITH_A_FRONT}"));
     let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
     // Keys that are shown only if they are given.
     let mut keys =
         vec!["admin", "max_size", "username", "password", "password_file", "docker_config", "ca_file"];
     keys.extend(["anonymous_repositories", "htpasswd", "users", "repositories", "actions"]);
     keys.extend(["source", "source_index", "tags_cache_ttl", "storage_redirect"]);
+    keys.push("blobs");
     keys.extend(["realm", "service", "issuer", "keys", "jwks"]);
     keys.extend(text(&output.stdout).lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)));
     for key in keys {

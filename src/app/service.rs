@@ -1,4 +1,4 @@
-//! The seam between the server and the registry: neither knows the other.
+//! The seam between the server and what it serves: the registry, and the fronts of applications. None knows the other.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use futures_util::future::Either;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Response};
 use hyper::body::{Body as _, Incoming};
 
+use crate::accel::{Accel, Answered, Arrived, Selected};
 use crate::body::{Body, BodyError};
-use crate::registry::{Again, Arrived, Handler, Payload, RequestBody};
-use crate::server::{Outcome, Repeat, Repeatable, Request, ResponseEnd, Service, discard};
+use crate::registry::{self, Again, Handler, Payload, RequestBody};
+use crate::server::{Outcome, Repeat, Repeatable, Request, ResponseEnd, Service, Switch, discard};
 
 /// How much of a body that was not wanted, or not to its end, is read before the answer, in bytes: a client that is still
 /// sending would not see an early one.
@@ -25,17 +27,40 @@ const DISCARD_MAX: u64 = 1 << 20;
 /// How long that may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// The registry as a service of a worker's connections.
-pub(super) struct RegistryService(pub(super) Handler);
+/// What a worker's connections are served.
+pub(super) struct SiteService {
+    pub(super) registries: Handler,
+    pub(super) fronts: Accel,
+}
 
-impl Service for RegistryService {
+impl Service for SiteService {
     fn call(&self, request: Request) -> impl Future<Output = Response<Body>> + 'static {
-        respond(self.0.clone(), request)
+        match self.fronts.select(&request.head.headers, request.listener) {
+            // Boxes, as the connection and the library hand the future on, and would copy the larger of the two each time.
+            Some(front) => Either::Left(Box::pin(respond_by_front(front, request))),
+            None => Either::Right(Box::pin(respond(self.registries.clone(), request))),
+        }
+    }
+}
+
+fn respond_by_front(front: Selected, request: Request) -> impl Future<Output = Response<Body>> {
+    let Request { head, body, peer, received, rejected, upgrade, .. } = request;
+    let refused = rejected.map(|error| (error.status, error.reason));
+    let answering = front.respond(Arrived { head, body, peer, received_at: received, upgrade, refused });
+    async move {
+        let Answered { mut response, ending, switch } = answering.await;
+        let extensions = response.extensions_mut();
+        if let Some((far, idle_max)) = switch {
+            extensions.insert(Switch::new(far, idle_max));
+        }
+        extensions
+            .insert(ResponseEnd::new(move |outcome| ending.finish(outcome.bytes, outcome.error.as_deref())));
+        response
     }
 }
 
 async fn respond(handler: Handler, request: Request) -> Response<Body> {
-    let Request { head, body, peer, listener, received, rejected, repeats } = request;
+    let Request { head, body, peer, listener, received, rejected, repeats, .. } = request;
     let mut unread = None;
     let body = match rejected {
         Some(error) => RequestBody::HeadRefused {
@@ -52,7 +77,7 @@ async fn respond(handler: Handler, request: Request) -> Response<Body> {
         None => RequestBody::None,
     };
     let (mut response, ending) =
-        handler.respond(Arrived { head, peer, listener, received_at: received, body }).await;
+        handler.respond(registry::Arrived { head, peer, listener, received_at: received, body }).await;
     if let Some((body, headers)) = unread
         // Nobody else has it: what was to read it went with the call.
         && let Ok(body) = Rc::try_unwrap(body)

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::Error;
+use super::{Error, Numbers};
+use crate::accel::Fronts;
 use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig, V1Config};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
@@ -32,15 +33,16 @@ impl Trees {
         self.cache.get(cache).cloned()
     }
 
-    /// The registries of a configuration; `numbers` are the names of those that have listeners of their own, which bear the
-    /// numbers from 1 on. Over trees that are open already where it names the same directories.
+    /// The registries and the fronts of a configuration; `numbers` says which of them have listeners of their own. Over
+    /// trees that are open already where it names the same directories.
     pub(super) fn site(
         &mut self,
         config: &Config,
-        numbers: &[String],
+        numbers: &Numbers,
         files_max: u64,
         metrics: &Metrics,
-    ) -> Result<Site, Error> {
+    ) -> Result<(Site, Fronts), Error> {
+        let mut named = Vec::with_capacity(config.registries.len());
         let mut hosts = Vec::new();
         let mut listeners = Vec::new();
         let mut default = None;
@@ -48,14 +50,20 @@ impl Trees {
             let handles = registry.handles(files_max, config.registries.len());
             let built = Arc::new(self.registry(registry, handles, config.server.workers.get(), metrics)?);
             hosts.extend(registry.hosts.iter().map(|host| (host.clone(), Arc::clone(&built))));
-            if let Some(index) = numbers.iter().position(|name| *name == registry.name) {
-                listeners.push((index + 1, Arc::clone(&built)));
+            if let Some(number) = numbers.of_registry(&registry.name) {
+                listeners.push((number, Arc::clone(&built)));
             }
+            named.push((registry.name.clone(), Arc::clone(&built)));
             default.get_or_insert(built);
         }
         // The configuration has at least one registry; without one there is nothing to serve.
         let default = default.ok_or(Error::WorkerDied)?;
-        Ok(Site { hosts, listeners, default })
+        let mut fronts = Fronts::default();
+        for front in &config.accel {
+            let number = numbers.of_front(&front.options.name);
+            fronts.add(front.options.clone(), &front.hosts, number, &named, metrics)?;
+        }
+        Ok((Site { hosts, listeners, default }, fronts))
     }
 
     fn registry(

@@ -9,6 +9,7 @@
 //! file, then the default. Reloading is loading again with the same flags; the rooms take over what they can change
 //! while they run. A relative path, wherever it is written, starts at the directory that the program was started in.
 
+mod accel;
 mod access;
 mod check;
 mod credentials;
@@ -35,6 +36,7 @@ pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
 pub use self::v1::V1Config;
+use crate::accel::AccelOptions;
 use crate::registry::access::AccessOptions;
 use crate::sys::Mode;
 
@@ -64,6 +66,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// The registries, at least one; the first answers for every host that no other one claims.
     pub registries: Vec<RegistryConfig>,
+    /// The fronts of applications; none is usual.
+    pub accel: Vec<AccelConfig>,
     /// What can be used but is hardly meant, a sentence each: for the log and for `check-config`.
     pub warnings: Vec<String>,
 }
@@ -183,6 +187,18 @@ pub struct UpstreamConfig {
     pub stall_timeout: Duration,
     /// Failures in a row, without progress between them, that a fetch overcomes. Default 5; 0: the first one ends it.
     pub retries: u32,
+}
+
+/// `[[accel]]`: the front of an application that answers with `X-Accel-Redirect` or `X-Sendfile`.
+#[derive(Clone, Debug)]
+pub struct AccelConfig {
+    /// Values of `Host`, in lower case, with a port perhaps, that select it on the common listeners, before any registry.
+    /// Default none.
+    pub hosts: Vec<String>,
+    /// Addresses of its own: what comes in there is for it, whatever the host. Default none; it has hosts or addresses.
+    pub listen: Vec<SocketAddr>,
+    /// What it does.
+    pub options: AccelOptions,
 }
 
 impl Config {

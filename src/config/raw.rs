@@ -20,6 +20,8 @@ pub(super) struct File {
     pub(super) server: Server,
     #[serde(default)]
     pub(super) registry: Vec<Spanned<Registry>>,
+    #[serde(default)]
+    pub(super) accel: Vec<Spanned<Accel>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -98,6 +100,37 @@ pub(super) struct Upstream {
     pub(super) header_timeout: Setting<Scalar>,
     pub(super) stall_timeout: Setting<Scalar>,
     pub(super) retries: Setting<Scalar>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Accel {
+    pub(super) name: Setting<Scalar>,
+    pub(super) hosts: Setting<Texts>,
+    pub(super) listen: Setting<Texts>,
+    pub(super) backend: Setting<Scalar>,
+    pub(super) ca_file: Setting<PathBuf>,
+    pub(super) connect_timeout: Setting<Scalar>,
+    pub(super) header_timeout: Setting<Scalar>,
+    pub(super) stall_timeout: Setting<Scalar>,
+    pub(super) body_bytes_max: Setting<Scalar>,
+    pub(super) keep_alive: Setting<Scalar>,
+    pub(super) honour: Setting<Texts>,
+    pub(super) headers: Setting<Scalar>,
+    pub(super) status: Setting<Scalar>,
+    pub(super) symlinks: Setting<Scalar>,
+    pub(super) sendfile_roots: Setting<Texts>,
+    pub(super) sendfile_type: Setting<bool>,
+    #[serde(default)]
+    pub(super) location: Vec<Spanned<Location>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Location {
+    pub(super) prefix: Setting<Scalar>,
+    pub(super) root: Setting<PathBuf>,
+    pub(super) blobs: Setting<Scalar>,
 }
 
 #[derive(Deserialize, Default)]

@@ -8,7 +8,8 @@ use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
 use super::field::size_text;
-use super::{Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig, V1Config};
+use super::{AccelConfig, Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig, V1Config};
+use crate::accel::LocationContent;
 use crate::registry::access::{AccessOptions, Rights};
 
 /// See [`Config::summary`].
@@ -24,6 +25,9 @@ pub(super) fn summary(config: &Config) -> String {
         for one in &one.upstreams {
             upstream(&mut table, one);
         }
+    }
+    for one in &config.accel {
+        accel(&mut table, one);
     }
     table.text
 }
@@ -140,6 +144,38 @@ fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
     table.duration("header_timeout", upstream.header_timeout);
     table.duration("stall_timeout", upstream.stall_timeout);
     table.plain("retries", upstream.retries);
+}
+
+fn accel(table: &mut Table, accel: &AccelConfig) {
+    let options = &accel.options;
+    table.start("\n[[accel]]");
+    table.text("name", &options.name);
+    table.list("hosts", &accel.hosts);
+    table.list("listen", &accel.listen);
+    table.text("backend", &options.backend);
+    if let Some(path) = &options.ca_file {
+        table.path("ca_file", path);
+    }
+    table.duration("connect_timeout", options.connect_timeout);
+    table.duration("header_timeout", options.header_timeout);
+    table.duration("stall_timeout", options.stall_timeout);
+    table.size("body_bytes_max", options.body_bytes_max.unwrap_or(0));
+    table.plain("keep_alive", options.keep_alive);
+    table.list("honour", &options.honour.words().collect::<Vec<_>>());
+    table.text("headers", options.headers.as_str());
+    table.text("status", options.status.as_str());
+    table.text("symlinks", options.symlinks.as_str());
+    let roots: Vec<_> = options.sendfile_roots.iter().map(|root| root.display()).collect();
+    table.list("sendfile_roots", &roots);
+    table.plain("sendfile_type", options.sendfile_type);
+    for location in &options.locations {
+        table.start("\n[[accel.location]]");
+        table.text("prefix", &location.prefix);
+        match &location.content {
+            LocationContent::Root(root) => table.path("root", root),
+            LocationContent::Blobs(registry) => table.text("blobs", registry),
+        }
+    }
 }
 
 #[derive(Default)]

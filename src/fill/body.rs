@@ -339,5 +339,7 @@ fn cut(chunk: Chunk, from: u64, to: u64) -> Chunk {
         Chunk::Region(region) => {
             Chunk::Region(Region { offset: region.offset + from, len: end - start, ..region })
         }
+        // Has no bytes, and a fill has none.
+        trailers @ Chunk::Trailers(_) => trailers,
     }
 }

@@ -6,6 +6,7 @@
 //! fixed lists and from the names of configured upstreams, never from clients: the number of series has a bound.
 //! Values are lost when the process ends, as Prometheus expects.
 
+mod accel;
 mod process;
 mod resolved;
 
@@ -22,6 +23,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::accel::AccelFamilies;
+pub use self::accel::AccelMetrics;
 use self::process::Process;
 use self::resolved::Resolved;
 
@@ -56,6 +59,7 @@ struct Families {
     stale_served: Counter,
     heads_refused: Family<ReasonLabels, Counter>,
     unmatched_regions: Counter,
+    accel: AccelFamilies,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -200,6 +204,11 @@ impl Metrics {
         self.0.unmatched_regions.inner().store(count, Ordering::Relaxed);
     }
 
+    /// What is counted of the front of this name.
+    pub fn accel(&self, front: &str) -> AccelMetrics {
+        self.0.accel.of(front)
+    }
+
     /// Everything as text, of type [`CONTENT_TYPE`]. Reads a few files of `/proc`, which takes microseconds.
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(16 << 10);
@@ -241,6 +250,7 @@ impl Families {
             stale_served: Counter::default(),
             heads_refused: Family::default(),
             unmatched_regions: Counter::default(),
+            accel: AccelFamilies::default(),
         };
         let own = registry.sub_registry_with_prefix("spliceway");
         own.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -259,6 +269,7 @@ impl Families {
         families.register_upstreams(own);
         families.register_sockets(own);
         families.register_disk(own);
+        families.accel.register(own);
         families.registry = registry;
         families
     }
@@ -370,6 +381,9 @@ mod tests {
         metrics.stale_served();
         metrics.head_refused("host");
         metrics.set_unmatched_regions(3);
+        metrics.accel("app").answered("file", 206, 11);
+        metrics.accel("app").answered("file", 200, 4);
+        metrics.accel("app").answered("error", 404, 0);
 
         let text = metrics.encode();
         for (series, expected) in [
@@ -391,6 +405,9 @@ mod tests {
             ("spliceway_stale_served_total", 1.0),
             (r#"spliceway_heads_refused_total{reason="host"}"#, 1.0),
             ("spliceway_unmatched_regions_total", 3.0),
+            (r#"spliceway_accel_requests_total{front="app",source="file",status="2xx"}"#, 2.0),
+            (r#"spliceway_accel_requests_total{front="app",source="error",status="4xx"}"#, 1.0),
+            (r#"spliceway_accel_served_bytes_total{front="app",source="file"}"#, 15.0),
             (concat!(r#"spliceway_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
         ] {
             assert!((value(&text, series) - expected).abs() < f64::EPSILON, "{series} in\n{text}");

@@ -4,6 +4,7 @@
 //! costs one HEAD upstream: upstream decides whether this repository may have it, and a link remembers the yes. What is
 //! absent is filled, and the answer follows the fill. A HEAD starts no fill.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use crate::body::Body;
 use crate::fill::body::{Wanted, growing, passed_through, verified_by_itself};
 use crate::fill::fetch::Download;
 use crate::fill::{FillError, Flight, Role, Spill};
-use crate::oci::{Digest, Reference, media_type};
+use crate::oci::{Digest, Reference, RepositoryName, media_type};
 use crate::store::ingest::Origin;
 use crate::store::{Blob, Held, Labels, LinkKind};
 use crate::sys::Files;
@@ -32,6 +33,24 @@ use crate::watermark::{HELD_BACK, Progress};
 const FLIGHTS_MAX: usize = 4;
 
 impl Registry {
+    /// A blob of a repository for a client that somebody else has authorised: nothing is asked about that here. Else the
+    /// same as GET and HEAD of it.
+    ///
+    /// # Errors
+    /// As a client of the API would be told.
+    pub async fn authorised_blob(
+        self: &Arc<Self>,
+        files: &Files,
+        head: &request::Parts,
+        peer: SocketAddr,
+        name: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Response<Body>, ApiError> {
+        let target = self.target(name, None)?;
+        let mut record = Record::new(&head.method, &head.uri, peer, Instant::now());
+        self.blob(&Worker { files: files.clone() }, head, &target, digest, &mut record).await
+    }
+
     pub(super) async fn blob(
         self: &Arc<Self>,
         worker: &Worker,

@@ -4,10 +4,8 @@
 //! the body of the part that is to be sent. Content whose length is not known is sent whole, whatever range is asked
 //! for (RFC 9110 section 14.2 allows it), as no range of it could be described.
 
-use std::fmt::Write;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
     RANGE,
@@ -16,8 +14,9 @@ use http::{Method, Response, StatusCode, request};
 
 use super::respond::{ApiError, CONTENT_DIGEST};
 use crate::body::Body;
-use crate::http::conditional::{self, Precondition, Validators};
-use crate::http::range::{self, ByteRange, InvalidRange, Selection};
+use crate::http::answer::{self, Answer};
+use crate::http::conditional::Validators;
+use crate::http::range::ByteRange;
 use crate::store::Labels;
 
 /// Content that never changes under its name: a year, as distribution says.
@@ -25,8 +24,6 @@ const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
 /// Header fields that an answer has at most, the library's date included: room for them is made once.
 const FIELDS: usize = 12;
-/// What a part's head and the trailer have beside the boundary and the media type, in bytes, at most.
-const PART_HEAD_BYTES: usize = 128;
 
 /// What is to be sent.
 pub(super) struct Content<'a> {
@@ -67,9 +64,8 @@ pub(super) fn deliver(
     if content.immutable {
         headers.insert(CACHE_CONTROL, FOREVER);
     }
-    let validators = Validators { etag: etag.to_str().ok(), last_modified: None };
     let plain = Plain {
-        validators,
+        validators: Validators { etag: etag.to_str().ok(), last_modified: None },
         media_type: &content.media_type,
         len: content.len,
         ranges_max: content.ranges_max,
@@ -99,31 +95,27 @@ pub(super) fn deliver_plain(
     if content.ranges_max > 0 {
         response.headers_mut().insert(ACCEPT_RANGES, BYTES);
     }
-    match conditional::evaluate(true, &head.headers, &content.validators, SystemTime::now()) {
-        Precondition::Proceed => {}
-        Precondition::NotModified => {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return Ok(response);
-        }
-        Precondition::Failed => return Err(ApiError::precondition_failed()),
-    }
-
-    let parts = match content.len {
-        Some(len) if head.method == Method::GET => selected(&head.headers, content, len)?,
-        _ => None,
-    };
+    let answer =
+        answer::answer(head, &content.validators, content.len, content.ranges_max, SystemTime::now());
     let media_type = content.media_type.clone();
-    match (parts.as_deref(), content.len) {
-        (Some([range]), Some(len)) => {
+    match (answer, content.len) {
+        (Answer::NotModified, _) => *response.status_mut() = StatusCode::NOT_MODIFIED,
+        (Answer::PreconditionFailed, _) => return Err(ApiError::precondition_failed()),
+        (Answer::Unsatisfiable(why), len) => {
+            let value = head.headers.get(RANGE).map(HeaderValue::as_bytes).unwrap_or_default();
+            return Err(ApiError::range_invalid(value, why, len.unwrap_or(0)));
+        }
+        (Answer::Part(range), Some(len)) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, media_type);
             headers.insert(CONTENT_LENGTH, HeaderValue::from(range.len));
             insert(headers, CONTENT_RANGE, range.content_range(len));
-            *response.body_mut() = body(Part::Range(*range))?;
+            *response.body_mut() = body(Part::Range(range))?;
         }
-        (Some(ranges), Some(len)) => {
-            let (boundary, multipart) = multipart(ranges, len, &media_type, body)?;
+        (Answer::Parts(ranges), Some(len)) => {
+            let part = |range| body(Part::Range(range));
+            let (boundary, multipart) = answer::multipart(&ranges, len, &media_type, part)?;
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             let headers = response.headers_mut();
             insert(headers, CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}"));
@@ -144,61 +136,6 @@ pub(super) fn deliver_plain(
         }
     }
     Ok(response)
-}
-
-/// The ranges to send; `None`: all of it.
-fn selected(headers: &HeaderMap, content: &Plain<'_>, len: u64) -> Result<Option<Vec<ByteRange>>, ApiError> {
-    let mut values = headers.get_all(RANGE).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Ok(None) };
-    if content.ranges_max == 0 || !conditional::range_applies(headers, &content.validators) {
-        return Ok(None);
-    }
-    let specs = match range::parse(value.as_bytes()) {
-        Ok(Some(specs)) if specs.len() <= content.ranges_max => specs,
-        Ok(_) | Err(InvalidRange::TooMany) => return Ok(None),
-        Err(error) => return Err(ApiError::range_invalid(value.as_bytes(), error, len)),
-    };
-    match range::select(&specs, len) {
-        Selection::Whole => Ok(None),
-        Selection::Parts(parts) => Ok(Some(parts)),
-        Selection::Unsatisfiable => {
-            let why = format!("the content has {len} bytes");
-            Err(ApiError::range_invalid(value.as_bytes(), why, len))
-        }
-    }
-}
-
-/// RFC 9110 section 14.6.
-fn multipart(
-    ranges: &[ByteRange],
-    len: u64,
-    media_type: &HeaderValue,
-    mut body: impl FnMut(Part) -> Result<Body, ApiError>,
-) -> Result<(String, Body), ApiError> {
-    // Unguessable, so that content cannot be made to contain it.
-    let boundary = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-    let media_type = String::from_utf8_lossy(media_type.as_bytes());
-    // One piece of memory for all heads and the trailer.
-    let head_len_max = boundary.len() + media_type.len() + PART_HEAD_BYTES;
-    let mut text = String::with_capacity((ranges.len() + 1) * head_len_max);
-    let mut ends = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let content_range = range.content_range(len);
-        // Writing to a string does not fail.
-        let _ = write!(
-            text,
-            "\r\n--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}\r\n\r\n"
-        );
-        ends.push(text.len());
-    }
-    let _ = write!(text, "\r\n--{boundary}--\r\n");
-    let text = Bytes::from(text);
-    let (mut parts, mut start) = (Vec::with_capacity(ranges.len()), 0);
-    for (range, end) in ranges.iter().zip(ends) {
-        parts.push((text.slice(start..end), body(Part::Range(*range))?));
-        start = end;
-    }
-    Ok((boundary, Body::multipart(parts, text.slice(start..))))
 }
 
 fn insert(headers: &mut HeaderMap, name: http::HeaderName, value: String) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode, request};
 
 use super::access::{Action, TOKEN_PATH, Wanted, Wish};
@@ -15,6 +15,7 @@ use super::respond::{API_VERSION, API_VERSION_VALUE, ApiError, OCI_NAMESPACE};
 use super::route::{Query, Route};
 use super::v1;
 use crate::body::Body;
+use crate::http::host;
 use crate::metrics::Metrics;
 use crate::store::{REVALIDATE_AFTER, generation};
 use crate::sys::files::Files;
@@ -34,14 +35,7 @@ impl Site {
         if let Some((_, registry)) = self.listeners.iter().find(|(number, _)| *number == listener) {
             return registry;
         }
-        if self.hosts.is_empty() {
-            return &self.default;
-        }
-        let host =
-            headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
-        let name = without_port(&host);
-        let selected = self.hosts.iter().find(|(selector, _)| *selector == host || selector == name);
-        selected.map_or(&self.default, |(_, registry)| registry)
+        host::select(&self.hosts, headers).unwrap_or(&self.default)
     }
 }
 
@@ -373,12 +367,4 @@ fn namespace_given(head: &request::Parts) -> Option<HeaderValue> {
     let query = head.uri.query()?;
     let (_, namespace) = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "ns")?;
     HeaderValue::from_str(&namespace).ok()
-}
-
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        // `[::1]` has colons and no port.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    }
 }

@@ -24,8 +24,10 @@ use tokio::net::TcpStream;
 
 use super::control::Control;
 use super::encore::{self, Answer, Repeatable, Repertoire, Repertoires};
+use super::head::MASKED_UPGRADE;
 use super::outgoing::{Outgoing, ResponseEnd};
 use super::shared::{Arrival, Shared};
+use super::switch::{Switch, Switching};
 use super::transport::{LINGER_TIME, Transport};
 use super::watchdog::{Expired, Timeouts, Watchdog};
 use super::{Counters, Request, ServerOptions, Service};
@@ -102,8 +104,12 @@ impl<S: Service> Shop<S> {
             }
             // In a box, because its memory is needed only as long as it runs.
             match Box::pin(Rc::clone(&self).through_library(transport, &client, &mut driver)).await {
-                Ok(Some(resting)) => transport = resting,
-                Ok(None) => break Ok(()),
+                Ok(Next::Rest(resting)) => transport = resting,
+                Ok(Next::Closed) => break Ok(()),
+                Ok(Next::Switch(transport, switching)) => {
+                    switching.run(transport).await;
+                    break Ok(());
+                }
                 Err(end) => break Err(end),
             }
         };
@@ -125,7 +131,7 @@ impl<S: Service> Shop<S> {
         transport: Transport,
         client: &Client,
         driver: &mut Driver,
-    ) -> Result<Option<Transport>, End> {
+    ) -> Result<Next, End> {
         let limits = self.options.limits();
         let mut builder = http1::Builder::new();
         // The head was checked for its size; the library's own limit only has to be no smaller.
@@ -159,12 +165,15 @@ impl<S: Service> Shop<S> {
             }
         });
         if !rests.await? {
-            return Ok(None);
+            let Some(switching) = driver.shared.take_switching() else { return Ok(Next::Closed) };
+            let parts = connection.into_parts();
+            let clean = driver.shared.is_idle() && driver.shared.is_flushed() && parts.read_buf.is_empty();
+            return Ok(if clean { Next::Switch(parts.io, switching) } else { Next::Closed });
         }
         let parts = connection.into_parts();
         // It rests only with nothing read that is not answered.
         debug_assert!(parts.read_buf.is_empty());
-        Ok(parts.read_buf.is_empty().then_some(parts.io))
+        Ok(if parts.read_buf.is_empty() { Next::Rest(parts.io) } else { Next::Closed })
     }
 
     /// Lets the service answer one request.
@@ -178,7 +187,7 @@ impl<S: Service> Shop<S> {
         let Client { peer, listener, repertoire } = client;
         // Every head goes through the transport, so there is one; if not, the request is still a request.
         let arrival = shared.next_arrival();
-        let Arrival { received, refused: rejected, bytes } = arrival.unwrap_or_else(Arrival::now);
+        let Arrival { received, refused: rejected, bytes, upgrade } = arrival.unwrap_or_else(Arrival::now);
         if let Some(error) = &rejected {
             self.counters.refused(error.refusal);
             tracing::debug!(%peer, status = %error.status, reason = %error.reason, "head refused");
@@ -189,10 +198,13 @@ impl<S: Service> Shop<S> {
         }
         let method_is_head = head.method == Method::HEAD;
         let bytes = bytes.filter(|_| encore::is_repeatable(&head));
-        let request = Request { head, body, peer, listener, received, rejected, repeats: bytes.is_some() };
+        let upgrade = if upgrade { head.headers.remove(MASKED_UPGRADE) } else { None };
+        let repeats = bytes.is_some();
+        let request = Request { head, body, peer, listener, received, rejected, repeats, upgrade };
         async move {
             let (mut parts, body) = self.service.call(request).await.into_parts();
-            let on_end = parts.extensions.remove::<ResponseEnd>();
+            let mut on_end = parts.extensions.remove::<ResponseEnd>();
+            let switch = parts.extensions.remove::<Switch>();
             let repeatable = parts.extensions.remove::<Repeatable>();
             let body = if method_is_head || has_no_body(parts.status) {
                 // Dropped here rather than by the library, so that it is not taken for a body that was cut short.
@@ -209,7 +221,9 @@ impl<S: Service> Shop<S> {
                     }
                 }
             };
-            if control.is_draining() {
+            if let Some(switch) = switch.filter(|_| parts.status == StatusCode::SWITCHING_PROTOCOLS) {
+                shared.switch(switch.begin(received, on_end.take()));
+            } else if control.is_draining() {
                 parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
             } else if let (Some(bytes), Some(repeatable)) = (bytes, repeatable)
                 && let Some(answer) = Answer::new(bytes, &parts, &body, repeatable)
@@ -255,6 +269,15 @@ fn fit_length(headers: &HeaderMap, body: Body) -> Result<Body, String> {
         (Some(announced), None) => Ok(body.with_size(announced)),
         (_, size) => Err(format!("Content-Length {value:?}, but the body has {size:?} bytes")),
     }
+}
+
+/// What follows when the library is done with a connection.
+enum Next {
+    Closed,
+    /// Nothing for now.
+    Rest(Transport),
+    /// Another protocol.
+    Switch(Transport, Switching),
 }
 
 /// Why a connection did not end well.

@@ -153,12 +153,17 @@ pub fn check(head: &[u8], limits: Limits) -> Result<Head, HeadError> {
     Ok(Head { body, upgrade })
 }
 
+/// The name that [`mask_upgrade`] gives to an Upgrade field; as long as the field's own.
+pub const MASKED_UPGRADE: &str = "ignored";
+
 /// Renames every Upgrade field of a head that passed, in place, so that hyper does not see it.
 ///
-/// We upgrade to nothing, and RFC 9110 section 7.8 lets a server ignore the field. hyper does not quite: the connection
-/// of a request that carries one, and that closes after its response, it gives back without having flushed it.
+/// Most services upgrade to nothing, and RFC 9110 section 7.8 lets a server ignore the field. hyper does not quite: the
+/// connection of a request that carries one, and that closes after its response, it gives back without having flushed
+/// it; and what it hands over of a connection that was upgraded can only be had from a socket that may change threads. So
+/// upgrades pass hyper by: see `switch.rs`.
 pub fn mask_upgrade(head: &mut [u8]) {
-    const MASKED: &[u8; 7] = b"ignored";
+    const MASKED: &[u8] = MASKED_UPGRADE.as_bytes();
     let mut start = 0;
     while let Some(at) = head[start..].iter().position(|byte| *byte == b'\n') {
         let line = &mut head[start..start + at];

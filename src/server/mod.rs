@@ -8,6 +8,7 @@
 //!     reading     framing.rs finds each request's head, head.rs checks it, before hyper sees a byte of it
 //!     again       encore.rs: what was just answered, for a request in the same words
 //!     writing     sender.rs: sendmsg, and sendfile for the regions that outbox.rs keeps in order
+//!  switch.rs      a connection that changed its protocol (101), joined with another one
 //!  outgoing.rs    a response's body as hyper polls it, followed until its last byte is out
 //!     residency.rs tells whether it can be sent without waiting for the disk
 //! ```
@@ -33,6 +34,7 @@ mod refusal;
 mod residency;
 mod sender;
 mod shared;
+mod switch;
 mod target;
 mod transport;
 mod watchdog;
@@ -54,6 +56,7 @@ pub use outbox::unmatched_regions;
 pub use outgoing::{Outcome, ResponseEnd};
 pub use refusal::{HeadError, Refusal};
 pub use sender::Sender;
+pub use switch::{Duplex, Switch};
 pub use worker::{Doors, Phase, Seat, Worker, doors};
 
 /// A request as the service sees it.
@@ -75,6 +78,9 @@ pub struct Request {
     /// The same request came before: if others could be given the same answer, a [`Repeatable`] in the response's
     /// extensions is of use.
     pub repeats: bool,
+    /// The protocols that the client would rather speak, if it asked for any and sent no body: a service that can answers
+    /// 101 with a [`Switch`] in the response's extensions. The fields do not show it.
+    pub upgrade: Option<http::HeaderValue>,
 }
 
 /// What a connection serves.
@@ -84,7 +90,7 @@ pub trait Service: 'static {
     ///
     /// The response's Content-Length must fit the body or be left to the server; with HEAD it is what GET would say, and
     /// the body is empty or will not be looked at. `Connection` and `Transfer-Encoding` are the server's, and so is
-    /// `Date`. An extension [`ResponseEnd`] is told how it ended.
+    /// `Date`, unless the response has one. An extension [`ResponseEnd`] is told how it ended.
     fn call(&self, request: Request) -> impl Future<Output = http::Response<Body>> + 'static;
 }
 

@@ -61,7 +61,7 @@ impl ResponseEnd {
         Self(Arc::new(Mutex::new(Some(Box::new(on_end)))))
     }
 
-    fn call(&self, outcome: &Outcome) {
+    pub(super) fn call(&self, outcome: &Outcome) {
         let callback = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(callback) = callback {
             callback(outcome);
@@ -290,6 +290,11 @@ impl http_body::Body for Outgoing {
             match ready!(this.body.poll_chunk(cx)) {
                 Some(Ok(Chunk::Bytes(bytes))) => break Slice::Bytes(bytes),
                 Some(Ok(Chunk::Region(region))) => this.rest = Some(region),
+                Some(Ok(Chunk::Trailers(trailers))) => {
+                    this.body = Body::empty();
+                    this.delivery.ended.set(true);
+                    return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
+                }
                 Some(Err(error)) => {
                     // The delivery ends incomplete, so the connection ends in a reset.
                     this.delivery.error.replace(Some(with_causes(&error)));

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::outbox::Outbox;
 use super::refusal::HeadError;
+use super::switch::Switching;
 use super::watchdog::Deadlines;
 
 /// The state that a connection's transport, response bodies and driver share.
@@ -33,6 +34,9 @@ pub(super) struct Shared {
     pub(super) deadlines: Deadlines,
     /// Wakes the task when the last response is over, if the transport waits for that.
     idle_waker: Cell<Option<Waker>>,
+    /// Set once the service answered that the connection changes its protocol.
+    switching: Cell<Option<Switching>>,
+    is_switching: Cell<bool>,
 }
 
 /// A head that was handed to the library.
@@ -43,12 +47,14 @@ pub(super) struct Arrival {
     pub(super) refused: Option<HeadError>,
     /// Its bytes, if the answer is to be learnt.
     pub(super) bytes: Option<Box<[u8]>>,
+    /// It has an Upgrade field and no body: see [`head::mask_upgrade`](super::head::mask_upgrade).
+    pub(super) upgrade: bool,
 }
 
 impl Arrival {
     /// A head that nobody announced.
     pub(super) fn now() -> Self {
-        Self { received: Instant::now(), refused: None, bytes: None }
+        Self { received: Instant::now(), refused: None, bytes: None, upgrade: false }
     }
 }
 
@@ -64,6 +70,8 @@ impl Shared {
             aborted: Cell::new(false),
             deadlines: Deadlines::default(),
             idle_waker: Cell::new(None),
+            switching: Cell::new(None),
+            is_switching: Cell::new(false),
         })
     }
 
@@ -124,6 +132,22 @@ impl Shared {
     /// Wakes `waker` once when [`is_idle`](Self::is_idle) becomes true.
     pub(super) fn wake_when_idle(&self, waker: &Waker) {
         self.idle_waker.set(Some(waker.clone()));
+    }
+
+    /// What follows the response that begins now is another protocol's.
+    pub(super) fn switch(&self, switching: Switching) {
+        self.switching.set(Some(switching));
+        self.is_switching.set(true);
+    }
+
+    /// Whether the library is to leave the socket as it is when it is done.
+    pub(super) fn is_switching(&self) -> bool {
+        self.is_switching.get()
+    }
+
+    /// What the connection becomes.
+    pub(super) fn take_switching(&self) -> Option<Switching> {
+        self.switching.take()
     }
 
     /// From now on the connection can only end in a reset.

@@ -87,6 +87,8 @@ struct Inbound {
     held: BytesMut,
     /// When the first byte of the head under way was there.
     head_began: Option<Instant>,
+    /// The last head asked for another protocol: until it is answered, nobody knows what the bytes behind it are.
+    awaits_switch: bool,
 }
 
 enum Closing {
@@ -124,6 +126,7 @@ impl Transport {
                 cleared: Bytes::new(),
                 held: BytesMut::new(),
                 head_began: None,
+                awaits_switch: false,
             },
             writer: Writer::new(sender),
             read_end: false,
@@ -132,6 +135,12 @@ impl Transport {
             repertoire,
             encore: None,
         }
+    }
+
+    /// The socket, and what was read of it beyond the last request: for a connection that changed its protocol.
+    pub(super) fn switched(&mut self) -> (&mut TcpStream, Bytes) {
+        let held = std::mem::take(&mut self.inbound.held).freeze();
+        (&mut self.stream, held)
     }
 
     /// Goes on with the answer that is being given again, if there is one.
@@ -344,7 +353,9 @@ impl Inbound {
                     // Only what came alone and at once can be met again in the same form.
                     let alone = len == all.len() && head.body == BodyLength::Known(0) && !head.upgrade;
                     let bytes = (alone && repertoire.is_wanted(all)).then(|| Box::from(all));
-                    shared.arrived(Arrival { received, refused: None, bytes });
+                    let upgrade = head.upgrade && head.body == BodyLength::Known(0);
+                    self.awaits_switch |= upgrade;
+                    shared.arrived(Arrival { received, refused: None, bytes, upgrade });
                     self.clear_head(&data[..len], head, out);
                     return Ok((used + len, Passed::Some));
                 }
@@ -395,7 +406,7 @@ impl Inbound {
         let substitute = if data.starts_with(b"HEAD ") { SUBSTITUTE_HEAD } else { SUBSTITUTE_GET };
         self.cleared = Bytes::from_static(substitute);
         self.held = BytesMut::new();
-        shared.arrived(Arrival { received, refused: Some(error), bytes: None });
+        shared.arrived(Arrival { received, refused: Some(error), bytes: None, upgrade: false });
     }
 }
 
@@ -428,6 +439,14 @@ impl hyper::rt::Read for Transport {
             if inbound.framing.is_lost() {
                 this.note_waiting();
                 return Poll::Pending;
+            }
+            if inbound.awaits_switch {
+                if !this.shared.is_idle() || this.shared.is_switching() {
+                    this.shared.deadlines.set_reading(Reading::Nothing);
+                    this.shared.wake_when_idle(cx.waker());
+                    return Poll::Pending;
+                }
+                inbound.awaits_switch = false;
             }
             if !inbound.held.is_empty()
                 && let Passed::Some = inbound.pass_held(&this.shared, &this.repertoire, &mut out)?
@@ -508,6 +527,9 @@ impl hyper::rt::Write for Transport {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.shared.is_switching() && !this.shared.must_reset() {
+            return Poll::Ready(Ok(()));
+        }
         if let Closing::No = this.closing {
             if this.shared.must_reset() {
                 this.closing = Closing::Done;

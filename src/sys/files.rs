@@ -15,7 +15,7 @@
 //! opened for nobody is closed.
 
 use std::cmp::Ordering;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
 use std::os::unix::ffi::OsStrExt;
@@ -28,6 +28,7 @@ use bytes::Bytes;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fcntl_setfl, openat2};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use super::openat2::{self, BeneathError};
 use super::pool::Pool;
 use super::readahead::Devices;
 use super::ring::Ring;
@@ -111,6 +112,23 @@ impl Files {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.open_with(path, 0).await,
             result => result,
         }
+    }
+
+    /// Opens the regular file at `path`, which is relative, beneath the directory `root` for reading: see
+    /// [`openat2`](mod@super::openat2). With `follow` symbolic links are followed that stay beneath it.
+    pub async fn open_beneath(
+        &self,
+        root: &Arc<File>,
+        path: &CStr,
+        follow: bool,
+    ) -> Result<File, BeneathError> {
+        if let Some(opened) = openat2::open_beneath(root, path, follow, true) {
+            return opened;
+        }
+        let (root, path) = (Arc::clone(root), path.to_owned());
+        // Only what is not in memory comes here, and the ring has no operation that looks before it opens.
+        let opened = self.pool.run(move || Ok(openat2::open_beneath(&root, &path, follow, false))).await;
+        opened.map_err(BeneathError::Io)?.unwrap_or(Err(BeneathError::Absent))
     }
 
     /// Looks at the file at `path`, following symbolic links.

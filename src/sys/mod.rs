@@ -11,6 +11,7 @@
 mod allocator;
 pub mod files;
 pub mod listen_fds;
+pub mod openat2;
 mod pool;
 mod readahead;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod writeback;
 
 pub use allocator::keep_freed_memory;
 pub use files::{Files, Stat};
+pub use openat2::BeneathError;
 pub use residency::{is_resident, is_window_resident};
 pub use ring::{Mode, probe};
 pub use send::{Pipe, is_writable, send_vectored, sendfile};

@@ -100,7 +100,7 @@ impl Pool {
         drop(self.capacity.acquire_many(OPERATIONS_MAX).await);
     }
 
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {

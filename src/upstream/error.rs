@@ -276,7 +276,7 @@ pub enum UpstreamConfigError {
 }
 
 /// The messages of an error and of its causes in one line, without repetitions.
-pub(super) fn causes(error: &(dyn Error + 'static)) -> Arc<str> {
+pub(crate) fn causes(error: &(dyn Error + 'static)) -> Arc<str> {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

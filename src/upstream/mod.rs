@@ -38,10 +38,13 @@ use std::time::Duration;
 pub use blobs::{BlobBody, BlobHead, BlobRequest, BlobResponse, ContentRange};
 pub use client::READ_BUFFER;
 pub use endpoint::EndpointChoice;
+pub(crate) use error::causes;
 pub use error::{Attempt, UpstreamConfigError, UpstreamError};
 pub use manifests::{FetchedManifest, ManifestHead};
 pub use options::{Credentials, Observer, Operation, RequestObservation, UpstreamOptions};
 pub use relay::{Refusal, Relay, Relayed};
+
+pub(crate) use tls::{Tls, read_ca_file};
 
 use crate::oci::RepositoryName;
 use auth::Authenticator;
@@ -87,7 +90,7 @@ impl Upstream {
             reason,
         };
         let extra_roots = match &options.ca_file {
-            Some(path) => tls::read_ca_file(path).map_err(|reason| file_error("ca_file", path, reason))?,
+            Some(path) => read_ca_file(path).map_err(|reason| file_error("ca_file", path, reason))?,
             None => Vec::new(),
         };
         let credentials = match &options.credentials {

@@ -15,21 +15,21 @@ use tokio::sync::OnceCell;
 static SYSTEM_ROOTS: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
 
 /// Builds the TLS configuration at its first use and keeps it: the session tickets in it are shared by all workers.
-pub(super) struct Tls {
+pub(crate) struct Tls {
     extra_roots: Vec<CertificateDer<'static>>,
     config: OnceCell<Arc<ClientConfig>>,
 }
 
 impl Tls {
     /// Trusts `extra_roots` beside the system's roots.
-    pub(super) fn new(extra_roots: Vec<CertificateDer<'static>>) -> Self {
+    pub(crate) fn new(extra_roots: Vec<CertificateDer<'static>>) -> Self {
         Self { extra_roots, config: OnceCell::new() }
     }
 
     /// The configuration: TLS 1.2 and 1.3 by ring, ALPN `http/1.1`.
     ///
     /// Cancel-safe: a dropped call leaves the next one to build it.
-    pub(super) async fn config(&self) -> io::Result<Arc<ClientConfig>> {
+    pub(crate) async fn config(&self) -> io::Result<Arc<ClientConfig>> {
         let config = self
             .config
             .get_or_try_init(|| async {
@@ -59,7 +59,7 @@ impl Tls {
 }
 
 /// The certificates of a PEM file. An empty file is an error: it trusts nobody, which nobody means.
-pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| super::error::causes(&error).to_string())?;

@@ -1,5 +1,6 @@
 //! Process-level tests: the program as built, against real peers and against peers that misbehave.
 
+mod accel;
 mod access;
 mod badinput;
 mod bounds;
