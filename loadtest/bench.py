@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 
+from application import Application, running_application
 from content import Blob, Content
 from origin import Origin, running_origin
 from peer import Peer, Role, Server, running_server
@@ -39,11 +40,27 @@ class Bench:
             yield origin
 
     @contextmanager
-    def server(self, peer: Peer, role: Role, origin: Origin, blobs: Sequence[Blob]) -> Iterator[Server]:
+    def application(self) -> Iterator[Application]:
+        """Runs an application on the clients' core."""
+        with (
+            self._fresh_directory("application") as directory,
+            running_application(directory, self.content, self.cores.client) as application,
+        ):
+            yield application
+
+    @contextmanager
+    def server(
+        self,
+        peer: Peer,
+        role: Role,
+        origin: Origin,
+        blobs: Sequence[Blob],
+        application: Application | None = None,
+    ) -> Iterator[Server]:
         """Runs a server on its core; what it stored is gone when the block ends."""
         with (
             self._fresh_directory(peer.name) as directory,
-            running_server(peer, role, directory, origin, blobs, self.cores.server) as server,
+            running_server(peer, role, directory, origin, blobs, self.cores.server, application) as server,
         ):
             yield server
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from http.client import HTTPConnection
 from pathlib import Path
 
+from application import INTERNAL
 from content import Blob, write_distribution_layout
 from peer import Peer, Role, Site
 from processes import ProcessError, free_port
@@ -70,7 +71,7 @@ http:
 class Spliceway(Peer):
     name = "spliceway"
     programs = {}
-    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: ""}
+    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: "", Role.ACCEL: "X-Accel-Redirect"}
     configuration_file = "spliceway.toml"
 
     # Samples of /metrics that count what must not happen, and those that are kept beside them.
@@ -86,8 +87,21 @@ class Spliceway(Peer):
         admin_port = free_port()
         (site.directory / "admin-port").write_text(str(admin_port))
         path = site.directory / self.configuration_file
-        path.write_text(f"""[server]
+        listen, accel = site.port, ""
+        if site.application:
+            # What registries listen on is another port.
+            listen = free_port()
+            accel = f"""
+[[accel]]
 listen = "127.0.0.1:{site.port}"
+backend = "http://127.0.0.1:{site.application.accel_port}"
+keep_alive = 64
+[[accel.location]]
+prefix = "{INTERNAL}/"
+root = "{site.origin.content.root}"
+"""
+        path.write_text(f"""[server]
+listen = "127.0.0.1:{listen}"
 admin = "127.0.0.1:{admin_port}"
 workers = 1
 access_log = "off"
@@ -97,7 +111,7 @@ data = "{site.directory}/data"
 [[registry.upstream]]
 name = "origin"
 url = "{site.origin.url}"
-""")
+{accel}""")
         return [str(self.binary), "serve", "--config", str(path), "-q"]
 
     def stored_at(self, site: Site, blob: Blob) -> Path:

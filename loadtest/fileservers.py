@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
+from application import INTERNAL, Application
 from nginx import main_configuration, static_locations
 from peer import Peer, Role, Site
 
@@ -12,7 +13,7 @@ from peer import Peer, Role, Site
 class Nginx(Peer):
     name = "nginx"
     programs = {"nginx": "nginx"}
-    setups = {Role.HIT: "static", Role.COLD: "proxy_cache"}
+    setups = {Role.HIT: "static", Role.COLD: "proxy_cache", Role.ACCEL: "X-Accel-Redirect"}
     version_command = ("nginx", "-v")
     configuration_file = "nginx.conf"
 
@@ -21,7 +22,10 @@ class Nginx(Peer):
     _static_options: ClassVar[str] = ""
 
     def prepare(self, site: Site) -> list[str]:
-        serve = self._static(site) if site.role is Role.HIT else _proxy_cache(site)
+        if site.application:
+            serve = _accel(site, site.application)
+        else:
+            serve = self._static(site) if site.role is Role.HIT else _proxy_cache(site)
         path = site.directory / self.configuration_file
         path.write_text(main_configuration(site.directory, f"    access_log off;\n{serve}", nopush=self._nopush))
         return ["nginx", "-p", str(site.directory), "-c", str(path)]
@@ -39,7 +43,11 @@ class NginxPush(Nginx):
     """nginx without `tcp_nopush`, which is what most people switch on, and costs it much on this kind of machine."""
 
     name = "nginx-push"
-    setups = {Role.HIT: "static, tcp_nopush off", Role.COLD: "proxy_cache, tcp_nopush off"}
+    setups = {
+        Role.HIT: "static, tcp_nopush off",
+        Role.COLD: "proxy_cache, tcp_nopush off",
+        Role.ACCEL: "X-Accel-Redirect, tcp_nopush off",
+    }
 
     _nopush = False
 
@@ -79,15 +87,48 @@ def _proxy_cache(site: Site) -> str:
     }}"""
 
 
+def _accel(site: Site, application: Application) -> str:
+    # A connection to the application is kept behind a redirect whose answer has no body, as here.
+    return f"""
+    upstream application {{
+        server 127.0.0.1:{application.accel_port};
+        keepalive 64;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{site.port} reuseport backlog=4096;
+        location / {{
+            proxy_pass http://application;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}
+        location {INTERNAL}/ {{
+            internal;
+            alias {site.origin.content.root}/;
+        }}
+    }}"""
+
+
 class Lighttpd(Peer):
     name = "lighttpd"
     programs = {"lighttpd": "lighttpd"}
-    setups = {Role.HIT: "static"}
+    setups = {Role.HIT: "static", Role.ACCEL: "X-Sendfile"}
     version_command = ("lighttpd", "-v")
     configuration_file = "lighttpd.conf"
 
     def prepare(self, site: Site) -> list[str]:
         path = site.directory / self.configuration_file
+        application = ""
+        if site.application:
+            # It asks the application over a new connection each time, and cannot be told otherwise.
+            application = f"""server.modules += ("mod_proxy")
+proxy.server = ("" => ((
+    "host" => "127.0.0.1",
+    "port" => {site.application.sendfile_port},
+    "x-sendfile" => "enable",
+    "x-sendfile-docroot" => ("{site.origin.content.root}")
+)))
+"""
         # 65535 is the most requests that it allows a connection.
         path.write_text(f"""server.modules = ()
 server.document-root = "{site.origin.content.root}"
@@ -101,7 +142,7 @@ server.max-keep-alive-requests = 65535
 server.max-keep-alive-idle = 75
 server.listen-backlog = 4096
 mimetype.assign = ("" => "application/octet-stream")
-""")
+{application}""")
         return ["lighttpd", "-D", "-f", str(path)]
 
 

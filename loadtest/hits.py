@@ -13,7 +13,7 @@ from coldstream import evict
 from content import KIB, MIB, Blob
 from figures import COLD_STREAM, LATENCY, PER_GIGABYTE, PER_REQUEST, Figure
 from measure import Meter
-from peer import Server
+from peer import Role, Server
 from processes import ProcessError, find_program, first_line
 from records import ColdStreamRound, Costs, HitRound
 from workload import HeldTurns
@@ -62,6 +62,13 @@ class HitWorkload(HeldTurns):
             server.site.directory / "requests" if self.asks else None,
         )
         return HitRound(**_hit_fields(self, server, number, meter.read(), found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccelWorkload(HitWorkload):
+    """The same through the front of an application that says for each request which file it is."""
+
+    role: ClassVar[Role] = Role.ACCEL
 
 
 @dataclass(frozen=True, kw_only=True)

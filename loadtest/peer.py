@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
+from application import Application
 from content import Blob, check_all
 from measure import wait_until_idle
 from origin import Origin
@@ -25,6 +26,8 @@ class Role(Enum):
     COLD = "cold"
     # Take what clients push.
     PUSH = "push"
+    # Be the front of an application that answers with where the file is.
+    ACCEL = "accel"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Site:
     port: int
     origin: Origin
     blobs: Sequence[Blob]
+    # For the fronts of one.
+    application: Application | None = None
 
 
 class Peer(ABC):
@@ -123,11 +128,17 @@ class Server:
 
 @contextmanager
 def running_server(
-    peer: Peer, role: Role, directory: Path, origin: Origin, blobs: Sequence[Blob], core: int
+    peer: Peer,
+    role: Role,
+    directory: Path,
+    origin: Origin,
+    blobs: Sequence[Blob],
+    core: int,
+    application: Application | None = None,
 ) -> Iterator[Server]:
     """Runs a server that holds nothing but what its set-up gives it, until the block ends."""
     directory.mkdir()
-    site = Site(role, directory, free_port(), origin, blobs)
+    site = Site(role, directory, free_port(), origin, blobs, application)
     with running(peer.label(role), peer.prepare(site), core, directory) as process:
         process.wait_for_port(site.port)
         yield Server(peer, site, process)

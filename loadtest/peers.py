@@ -20,6 +20,7 @@ FAST_AND_THREADS = FAST | {"nginx-threads"}
 # Far off: in a few workloads only.
 SLOW = frozenset({"caddy", "docker-registry"})
 FRONT_CACHES = frozenset({"nginx", "varnish", "spliceway"})
+FRONTS = frozenset({"nginx", "nginx-push", "lighttpd", "spliceway"})
 REGISTRIES = frozenset({"docker-registry", "spliceway"})
 EVERY_FRONT_CACHE = FRONT_CACHES | {"nginx-push", "docker-registry"}
 

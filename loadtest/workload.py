@@ -113,10 +113,11 @@ class HeldTurns(Turns):
         blobs = self.blobs(bench)
         with ExitStack() as stack:
             origin = stack.enter_context(bench.origin())
+            application = stack.enter_context(bench.application()) if self.role is Role.ACCEL else None
             servers = []
             for peer in self.contestants(bench):
                 try:
-                    server = stack.enter_context(bench.server(peer, self.role, origin, blobs))
+                    server = stack.enter_context(bench.server(peer, self.role, origin, blobs, application))
                     self.prepare(server)
                 except FAILURES as error:
                     yield self.failure(peer, error)

@@ -8,8 +8,18 @@ from asks import Asks, every_blob, multiple_ranges, ranges, revalidations
 from checks import SendfileCheck
 from content import GIB, KIB, MIB
 from fanouts import ColdFanOut, IdleConnections, WarmFanOut
-from hits import ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
-from peers import EVERY_FRONT_CACHE, FAST, FAST_AND_THREADS, FILE_SERVERS, FRONT_CACHES, REGISTRIES, SENDFILE, SLOW
+from hits import AccelWorkload, ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
+from peers import (
+    EVERY_FRONT_CACHE,
+    FAST,
+    FAST_AND_THREADS,
+    FILE_SERVERS,
+    FRONT_CACHES,
+    FRONTS,
+    REGISTRIES,
+    SENDFILE,
+    SLOW,
+)
 from pushes import Push
 from workload import Workload
 
@@ -39,6 +49,7 @@ def all_workloads() -> list[Workload]:
         # varnish answers with the whole blob.
         _asking("ranges_3x16kib_c32", "3 × 16 KiB at random places of 1 MiB held", MIB, multiple_ranges, FILE_SERVERS),
         _asking("blobs_10000_c32", "10,000 blobs of 4 KiB held, in a random order", 4 * KIB, every_blob, count=10_000),
+        *_accel(),
         *_latency(),
         *_fills(),
         WarmFanOut(
@@ -84,6 +95,18 @@ def _asking(name: str, title: str, size: int, asks: Asks, peers: frozenset[str] 
     return HitWorkload(
         name=name, title=f"{title}, 32 connections", size=size, peers=peers, count=count, connections=32, asks=asks
     )
+
+
+def _accel() -> Iterator[Workload]:
+    for size_name, size, connections in (("4kib", 4 * KIB, 32), ("1mib", MIB, 32), ("256mib", 256 * MIB, 4)):
+        yield AccelWorkload(
+            name=f"accel_{size_name}",
+            title=f"{_words(size)} that an application redirects to, {connections} connections",
+            size=size,
+            peers=FRONTS,
+            connections=connections,
+            times_seconds=2 if size > MIB else 1,
+        )
 
 
 def _latency() -> Iterator[Workload]:
