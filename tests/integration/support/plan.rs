@@ -162,7 +162,7 @@ impl Gate {
         assert!(state.reached > 0, "the origin was never asked for what the gate is about");
     }
 
-    pub(super) fn pass(&self) {
+    pub(crate) fn pass(&self) {
         let mut state = self.0.0.lock().expect("not poisoned");
         state.reached += 1;
         self.0.1.notify_all();

@@ -34,6 +34,7 @@ pub(crate) struct Setup {
     arguments: Vec<String>,
     data: Option<PathBuf>,
     more: String,
+    wrapper: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -98,6 +99,12 @@ impl Setup {
     /// Text for the end of the configuration file: further registries.
     pub(crate) fn more(&mut self, text: &str) -> &mut Self {
         self.more.push_str(text);
+        self
+    }
+
+    /// A command that the program is started by, and becomes.
+    pub(crate) fn wrapper(&mut self, command: &[&str]) -> &mut Self {
+        self.wrapper = command.iter().map(ToString::to_string).collect();
         self
     }
 
@@ -382,7 +389,14 @@ fn data_path(home: &TempDir, setup: &Setup) -> PathBuf {
 
 fn spawn(home: &TempDir, setup: &Setup, log: &Log) -> (Child, SocketAddr, SocketAddr) {
     fs::write(config_path(home), setup.text()).expect("our own directory");
-    let mut command = Command::new(binary());
+    let mut command = match setup.wrapper.split_first() {
+        Some((wrapper, rest)) => {
+            let mut command = Command::new(wrapper);
+            command.args(rest).arg(binary());
+            command
+        }
+        None => Command::new(binary()),
+    };
     command.arg("serve").arg("--config").arg(config_path(home));
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.arg("--data").arg(data_path(home, setup));
