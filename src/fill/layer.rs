@@ -254,8 +254,7 @@ impl Leader<'_> {
         }
         if length.is_some_and(|length| length > self.fills.store.usage().limit()) {
             self.discard(ingest).await;
-            let error = io::Error::new(io::ErrorKind::FileTooLarge, "larger than the cache may become");
-            return Err(FillError::disk("keep the layer", error));
+            return Err(too_large());
         }
         self.space.announce(length.unwrap_or(0));
         let noting = on_store_thread(move || ingest.note_length(length).map(|()| ingest));
@@ -280,6 +279,7 @@ impl Leader<'_> {
             received: &self.flight.received,
             metrics: &self.fills.metrics,
             source: self.source.relay.name(),
+            most: self.fills.store.usage().limit(),
         };
         let advance = |written| self.writer.advance(written, length, None);
         let pump = Pump { copied_below: COPIED_BELOW, batch: BATCH, advance };
@@ -374,12 +374,19 @@ impl Leader<'_> {
     }
 }
 
+fn too_large() -> FillError {
+    let error = io::Error::new(io::ErrorKind::FileTooLarge, "larger than the cache may become");
+    FillError::disk("keep the layer", error)
+}
+
 /// A source's body, counted as it comes.
 struct Receiving<'a> {
     body: BlobBody,
     received: &'a AtomicU64,
     metrics: &'a Metrics,
     source: &'a str,
+    /// More is not taken: a body without a length may have no end.
+    most: u64,
 }
 
 impl Pieces for Receiving<'_> {
@@ -388,8 +395,12 @@ impl Pieces for Receiving<'_> {
     async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
         let piece = self.body.chunk().await?;
         if let Some(piece) = &piece {
-            self.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            self.metrics.fetched(self.source, piece.len() as u64);
+            let len = piece.len() as u64;
+            let before = self.received.fetch_add(len, Ordering::Relaxed);
+            self.metrics.fetched(self.source, len);
+            if before.saturating_add(len) > self.most {
+                return Err(too_large());
+            }
         }
         Ok(piece)
     }

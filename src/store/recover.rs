@@ -142,7 +142,12 @@ fn sweep_fill(directory: &Path, age: Duration) -> u64 {
     if file.try_lock().is_err() {
         return 0;
     }
-    let freed = file.metadata().map_or(0, |meta| meta.len());
+    // Its owner may have removed it, and another begun anew under the name, before we got the lock.
+    let Ok(meta) = file.metadata() else { return 0 };
+    if fs::metadata(&data).map(|named| named.ino()).ok() != Some(meta.ino()) {
+        return 0;
+    }
+    let freed = meta.len();
     tracing::info!(path = %directory.display(), bytes = freed, "removing a fill that nobody came back for");
     remove_logged(&directory.join("state.json"));
     remove_logged(&data);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::blobs::ContentRange;
 use super::exchange::quoted;
@@ -48,6 +48,19 @@ pub(super) fn check_coding(fields: &HeaderMap) -> Result<(), String> {
             Err(format!("Content-Encoding {}, expected none", quoted(coding)))
         }
         _ => Ok(()),
+    }
+}
+
+/// HTTP's own framing takes off `chunked` alone: of a body in any other transfer coding nothing tells the end, or what
+/// comes is not what was meant.
+pub(super) fn check_transfer_coding(fields: &HeaderMap) -> Result<(), String> {
+    let unknown = |value: &&HeaderValue| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    match fields.get_all(header::TRANSFER_ENCODING).iter().find(unknown) {
+        Some(coding) => {
+            let coding = String::from_utf8_lossy(coding.as_bytes());
+            Err(format!("Transfer-Encoding {}, expected chunked or none", quoted(&coding)))
+        }
+        None => Ok(()),
     }
 }
 
@@ -120,8 +133,6 @@ fn number(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(name: &HeaderName, values: &[&str]) -> HeaderMap {
@@ -201,5 +212,14 @@ mod tests {
         assert!(check_coding(&HeaderMap::new()).is_ok());
         assert!(check_coding(&with("Identity")).is_ok());
         assert!(check_coding(&with("gzip")).is_err());
+    }
+
+    #[test]
+    fn transfer_codings() {
+        let with = |values: &[&str]| check_transfer_coding(&headers(&header::TRANSFER_ENCODING, values));
+        assert!(with(&[]).is_ok() && with(&["Chunked "]).is_ok());
+        for values in [&["gzip"][..], &["gzip, chunked"], &["gzip", "chunked"], &["identity"], &[""]] {
+            assert!(with(values).is_err(), "{values:?}");
+        }
     }
 }

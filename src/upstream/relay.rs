@@ -51,7 +51,7 @@ impl From<UpstreamError> for Refusal {
     }
 }
 
-/// An answer: status 200, and without a content coding.
+/// An answer: status 200, and without a coding of its content, or of the transfer but `chunked`.
 #[derive(Debug)]
 pub struct Relayed {
     response: Response<Incoming>,
@@ -80,7 +80,7 @@ impl Relay {
     /// Asks for `path`, which begins with a slash and needs no escaping, with `fields`; `query` as a client sent it.
     ///
     /// # Errors
-    /// Any status but 200, an answer in a content coding, or none after what was tried.
+    /// Any status but 200, an answer in a coding, or none after what was tried.
     pub async fn get(&self, path: &str, query: Option<&str>, fields: HeaderMap) -> Result<Relayed, Refusal> {
         let mut url = self.base.clone();
         url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
@@ -140,7 +140,9 @@ impl Relay {
             let what = format!("status {} without a Range asked", response.status().as_u16());
             return Err(UpstreamError::Malformed { attempt, what });
         }
-        if let Err(what) = headers::check_coding(response.headers()) {
+        let fields = response.headers();
+        if let Err(what) = headers::check_coding(fields).and_then(|()| headers::check_transfer_coding(fields))
+        {
             return Err(UpstreamError::Malformed { attempt, what });
         }
         Ok(Relayed { response, attempt, stall_timeout: self.upstream.stall_timeout })

@@ -93,9 +93,11 @@ impl Mirror {
         if !self.is_private(&path) {
             match self.ask_for_json(image, asker, Audience::Everybody).await {
                 Ok(_) => return Ok(Audience::Everybody),
-                Err(refused) if refused.is_passing() => {
+                Err(refused) if !refused.is_for_nobody() => {
                     return Err(refused.into_error(ApiError::image_unknown));
                 }
+                // Nobody is asked for again next time.
+                Err(refused) if refused.is_passing() => {}
                 Err(_) => self.remember_private(&path),
             }
         }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::route::LIBRARY;
@@ -10,10 +12,15 @@ use crate::store::images::ImageId;
 /// Ancestors that an image may have: docker stops at 127.
 const ANCESTORS_MAX: usize = 4096;
 
+/// What is looked at of an image's json.
+#[derive(Deserialize)]
+struct Identified {
+    id: String,
+}
+
 /// Whether this is the json of `image`.
 pub(super) fn is_json_of(image: &ImageId, content: &[u8]) -> bool {
-    let document: Result<Value, _> = serde_json::from_slice(content);
-    document.is_ok_and(|document| document["id"] == image.as_str())
+    parse::<Identified>(content).is_some_and(|document| document.id == image.as_str())
 }
 
 /// Whether this is the ancestry of `image`: a list of ids, its own first.
@@ -26,16 +33,25 @@ pub(super) fn is_ancestry_of(image: &ImageId, content: &[u8]) -> bool {
 
 /// Whether this may be a list of tags: an object by tag, or a list of objects.
 pub(super) fn is_tags(content: &[u8]) -> bool {
-    matches!(serde_json::from_slice(content), Ok(Value::Object(_) | Value::Array(_)))
+    begins_with(content, b"{[") && parse::<IgnoredAny>(content).is_some()
 }
 
 /// Whether this may be what a tag points at: an id, or a list of objects with ids.
 pub(super) fn is_tag(content: &[u8]) -> bool {
-    match serde_json::from_slice(content) {
-        Ok(Value::String(id)) => id.parse::<ImageId>().is_ok(),
-        Ok(Value::Array(_)) => true,
-        _ => false,
+    if begins_with(content, b"[") {
+        return parse::<IgnoredAny>(content).is_some();
     }
+    parse::<String>(content).is_some_and(|id| id.parse::<ImageId>().is_ok())
+}
+
+/// JSON, of which only what `T` asks for takes memory: it may be large.
+fn parse<'a, T: Deserialize<'a>>(content: &'a [u8]) -> Option<T> {
+    // What is skipped would not be looked at as text.
+    serde_json::from_str(std::str::from_utf8(content).ok()?).ok()
+}
+
+fn begins_with(content: &[u8], any: &[u8]) -> bool {
+    content.trim_ascii_start().first().is_some_and(|first| any.contains(first))
 }
 
 /// Tags and what they point at.
@@ -86,6 +102,18 @@ mod tests {
         }
         assert!(!is_ancestry_of(&image, format!(r#"["{id}","x"]"#).as_bytes()));
         assert!(!is_ancestry_of(&image, format!(r#"["fedcba9876543210","{id}"]"#).as_bytes()));
+    }
+
+    #[test]
+    fn tags_are_json_of_their_kind_to_the_end() {
+        for tags in [r#"{"latest":"0123456789abcdef"}"#, " {}\n", r#"[{"name":"latest","layer":"01"}]"#] {
+            assert!(is_tags(tags.as_bytes()), "{tags}");
+        }
+        assert!(is_tag(b"\"0123456789abcdef\"") && is_tag(b"[{\"id\":\"01\"}]"));
+        for content in [&b"{"[..], b"{} x", b"[1,]", b"\"x\"", b"1", b"", b"{\"a\":\"\xff\"}"] {
+            assert!(!is_tags(content) && !is_tag(content), "{content:?}");
+        }
+        assert!(!is_tag(b"{}") && !is_tags(b"\"0123456789abcdef\""));
     }
 
     #[test]

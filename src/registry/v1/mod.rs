@@ -59,7 +59,7 @@ use crate::http::conditional::Validators;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::images::ImageId;
-use crate::upstream::{Refusal, Relay, Relayed};
+use crate::upstream::{Refusal, Relay, Relayed, UpstreamError};
 
 /// How long the source's word about a client is believed.
 const BELIEVED_FOR: Duration = Duration::from_mins(1);
@@ -73,6 +73,8 @@ const PRIVATE_TAGS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero")
 const LIST_BYTES_MAX: usize = 4 << 20;
 /// Documents that are being read from sources may take so much together, in KiB.
 const DOCUMENTS_KIB: usize = 32 * 1024;
+/// How long a document waits for others to be read.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(20);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The field by which `_ping` says what kind of registry this is.
 const STANDALONE: HeaderName = HeaderName::from_static("x-docker-registry-standalone");
@@ -265,6 +267,18 @@ impl Refused {
         }
     }
 
+    /// Whether the source may answer somebody with credentials otherwise than nobody: it does not fail, it refuses, or has
+    /// been asked too much by nobody, or sends what nobody is to log in by.
+    fn is_for_nobody(&self) -> bool {
+        match self {
+            Self::Source(Refusal { error, .. }) => {
+                !error.is_retryable() || matches!(error, UpstreamError::RateLimited { .. })
+            }
+            Self::Senseless(_) => true,
+            Self::Disk | Self::Abandoned => false,
+        }
+    }
+
     /// Whether the source may answer otherwise in a moment: it was not refused, it failed.
     fn is_passing(&self) -> bool {
         match self {
@@ -296,7 +310,8 @@ async fn read(relayed: Relayed, limit: usize) -> Result<Bytes, Refused> {
     let most = relayed.length().and_then(|length| usize::try_from(length).ok()).unwrap_or(limit).min(limit);
     let kib = u32::try_from(most.div_ceil(1024)).unwrap_or(u32::MAX);
     // Nobody closes it.
-    let _room = DOCUMENTS.acquire_many(kib.max(1)).await.map_err(|_| Refused::Abandoned)?;
+    let room = tokio::time::timeout(ROOM_WAIT_MAX, DOCUMENTS.acquire_many(kib.max(1)));
+    let Ok(Ok(_room)) = room.await else { return Err(Refused::Abandoned) };
     relayed.document(limit).await.map_err(|error| Refused::Source(error.into()))
 }
 

@@ -147,9 +147,14 @@ impl Mirror {
             Err(refused) => refused,
         };
         if refused.is_passing() {
-            let kept = kept.ok_or_else(|| tags.error(refused))?;
-            *lock(&self.failed) = Some(Instant::now());
-            return self.stale(context, &kept, record);
+            if let Some(kept) = kept {
+                *lock(&self.failed) = Some(Instant::now());
+                return self.stale(context, &kept, record);
+            }
+            return match trace.filter(|_| refused.is_for_nobody()) {
+                Some(trace) => self.private_tags(context, &tags, trace).await,
+                None => Err(tags.error(refused)),
+            };
         }
         // Not for nobody any more, if it ever was.
         if kept.is_some() {

@@ -64,11 +64,12 @@ impl Mirror {
 fn find(directory: &Path, wanted: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut left = LOOKED_AT_MAX;
-    for namespace in names(directory) {
+    'looking: for namespace in names(directory) {
         for name in names(&directory.join(&namespace)) {
-            left = left.saturating_sub(1);
+            let Some(less) = left.checked_sub(1) else { break 'looking };
+            left = less;
             let name = format!("{namespace}/{name}");
-            if left > 0 && name.to_ascii_lowercase().contains(wanted) {
+            if name.to_ascii_lowercase().contains(wanted) {
                 found.push(name);
             }
         }

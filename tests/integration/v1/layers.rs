@@ -115,6 +115,11 @@ fn what_does_not_come_whole_is_neither_stored_nor_passed_off_as_whole() {
         ("cut before the last chunk", Plan::cut(whole).chunked()),
         ("without an end", Plan::healthy().until_close()),
         ("encoded", Plan::healthy().header("Content-Encoding", "gzip")),
+        ("cut, in a transfer coding", Plan::cut(cut).until_close().header("Transfer-Encoding", "gzip")),
+        (
+            "in a transfer coding beside chunks",
+            Plan::healthy().chunked().header("Transfer-Encoding", "gzip, chunked"),
+        ),
     ];
     let image = Image::new(4, LEN);
     let source = source_of(&image);
@@ -352,5 +357,9 @@ fn layers_count_for_the_bounds_of_the_cache_and_go_when_used_longest_ago() {
     let six = Image::new(33, 6 * MIB);
     six.put(&source, |document| document);
     assert!(get(spliceway.addr(), &six.layer_path()).status() >= 500, "larger than the cache may become");
+    assert!(!six.is_stored(&spliceway));
+    source.always("GET", &six.layer_path(), Plan::healthy().chunked());
+    let answer = get(spliceway.addr(), &six.layer_path());
+    assert!(answer.end != End::Complete || answer.status() >= 500, "unannounced, it is as large: {answer}");
     assert!(!six.is_stored(&spliceway));
 }

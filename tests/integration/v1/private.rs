@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::support::client::{Answer, Request, get};
-use crate::support::origin::Origin;
+use crate::support::origin::{Document, Origin};
 use crate::support::plan::Plan;
 use crate::support::process::Spliceway;
 use crate::support::{KIB, MIB, tools};
@@ -123,6 +123,28 @@ fn an_image_that_becomes_public_is_served_to_everybody() {
 }
 
 #[test]
+fn a_source_that_will_not_speak_to_nobody_is_asked_as_the_client() {
+    const TAGS: &str = "/v1/repositories/a/b/tags";
+    let silences = [Plan::status(429), Plan::instead(b"<html>log in</html>".to_vec())];
+    for (number, silence) in silences.into_iter().enumerate() {
+        let image = Image::new(20 + number as u64, MIB);
+        let source = source_of_private(&image);
+        source.document(TAGS, Document::new("{}").requires("authorization", OWNER));
+        let spliceway = mirror(&source);
+        for (path, expected) in [(image.path("json"), image.json.as_str()), (TAGS.into(), "{}")] {
+            source.script("GET", &path, [silence.clone()]);
+            ask(&spliceway, &path, OWNER).expect(200).expect_body(expected.as_bytes());
+            let askers = source.seen("GET", &path);
+            let askers: Vec<_> = askers.iter().map(|seen| seen.header("authorization")).collect();
+            assert_eq!(askers, [None, Some(OWNER)], "{path}");
+            ask(&spliceway, &path, OTHER).expect(401);
+            get(spliceway.addr(), &path).expect(401);
+        }
+        assert!(!image.kept(&spliceway, "_public").exists());
+    }
+}
+
+#[test]
 fn a_cookie_is_a_credential_and_a_refusal_may_be_403() {
     let image = Image::new(5, MIB);
     let source = Origin::start();
@@ -148,7 +170,7 @@ fn the_rules_of_the_registry_come_first_and_images_need_all_of_it() {
         access.insert("anonymous_repositories".into(), vec!["library/*"].into());
         setup.registry("access", access);
     });
-    source.document("/v1/repositories/library/foo/tags", crate::support::origin::Document::new("{}"));
+    source.document("/v1/repositories/library/foo/tags", Document::new("{}"));
     get(spliceway.addr(), "/v1/repositories/foo/tags").expect(200);
     for path in [image.layer_path(), "/v1/repositories/team/foo/tags".into(), "/v1/search?q=foo".into()] {
         let answer = get(spliceway.addr(), &path).expect(403);
