@@ -68,6 +68,8 @@ pub(super) async fn send(
         Ok(mut response) => {
             if keeps_status(front.options.status, status) {
                 *response.status_mut() = status;
+                // No range is obeyed with it.
+                response.headers_mut().remove(ACCEPT_RANGES);
             }
             at_rate(response, orders)
         }
