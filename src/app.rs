@@ -426,7 +426,9 @@ impl Application {
             tracing::warn!("changes of a registry's or a front's `listen` take effect after a restart");
         }
         *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
-        *self.fronts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fronts);
+        let mut current = self.fronts.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(fronts.with_listeners_of(&current));
+        drop(current);
         renew_generation();
         self.config = Config { server: self.config.server.clone(), ..config };
         self.start_evictors();

@@ -91,9 +91,10 @@ pub(super) async fn send(
     }
 }
 
-/// Whether the answer has the backend's status: then it is about the whole content.
+/// Whether the answer has the backend's status: then it is about the whole content. 206 is about a part of a body that was
+/// dropped.
 fn keeps_status(rule: StatusRule, status: StatusCode) -> bool {
-    rule == StatusRule::Backend && status != StatusCode::OK
+    rule == StatusRule::Backend && !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT)
 }
 
 /// The request as one for the content: GET or HEAD, with the fields that say how much of it is wanted.

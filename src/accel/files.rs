@@ -2,8 +2,9 @@
 //!
 //! Finding a file costs three calls of the kernel and more for a long path, so a handle is kept under its path for
 //! [`BELIEVED_FOR`]. After that the path is walked again: a file that was replaced (by a rename, as it should be) is
-//! served for so long at most after it. A file that is changed in place is noticed sooner, as the open file itself is
-//! looked at every [`LOOK_EVERY`]. What is being sent goes on from the file that was opened, whatever happens to its name.
+//! served for so long at most after it, and for as long again if it is the root that was. A file that is changed in place
+//! is noticed sooner, as the open file itself is looked at every [`LOOK_EVERY`]. What is being sent goes on from the file
+//! that was opened, whatever happens to its name.
 //!
 //! Small files are kept with their content: it leaves in one write with the head. What nobody asked for in [`UNUSED_MAX`]
 //! is closed, so that a file that was removed does not take its space for longer, nor a filesystem stay mounted.

@@ -74,7 +74,7 @@ impl Present {
 }
 
 /// Makes the fields of a client's request those of the request to the backend. `upgrade` is what the client would rather
-/// speak.
+/// speak, which is passed on only as far as [`may_switch`] says.
 pub(super) fn request(
     headers: &mut HeaderMap,
     client: SocketAddr,
@@ -83,6 +83,7 @@ pub(super) fn request(
     clients: &Clients,
 ) {
     let mut present = Present::of(headers);
+    let upgrade = upgrade.filter(|protocols| may_switch(headers, protocols));
     let trailers = present.te && accepts_trailers(headers);
     if present.connection || present.hop || present.chunked {
         hop_by_hop(headers);
@@ -160,8 +161,19 @@ fn hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
-    let codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    codings.map(<[u8]>::trim_ascii).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    headers.get_all(TE).iter().any(|codings| lists(codings, b"trailers"))
+}
+
+/// Whether a client asks to change to one of `protocols`: without the option in Connection it does not (RFC 9110 section
+/// 7.8). Nor is `h2c` passed on: over HTTP/2 a client would send the application further requests with fields that nobody
+/// made over, X-Accel-Mapping and X-Forwarded-For among them. Such a request is answered in HTTP/1.1.
+fn may_switch(headers: &HeaderMap, protocols: &HeaderValue) -> bool {
+    headers.get_all(CONNECTION).iter().any(|options| lists(options, b"upgrade")) && !lists(protocols, b"h2c")
+}
+
+/// Whether a list that is separated by commas has this member, in any case.
+fn lists(value: &HeaderValue, member: &[u8]) -> bool {
+    value.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(member))
 }
 
 /// Whether clients may not say it: the backend would take it for our word. Application servers that give fields to the
@@ -334,6 +346,7 @@ mod tests {
                 ("x-forwarded-for", "10.0.0.2"),
                 ("x-forwarded-proto", "https"),
                 ("forwarded", "for=10.0.0.1;proto=https"),
+                ("connection", "keep-alive, Upgrade"),
             ],
             Some("websocket"),
         );
@@ -347,6 +360,23 @@ mod tests {
             "forwarded: for=192.0.2.1;proto=http",
         ] {
             assert!(lines.contains(&line.to_owned()), "{line} in {lines:?}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_asked_for_by_the_option_and_never_h2c() {
+        for (connection, protocols, passes) in [
+            ("Upgrade", "websocket", true),
+            ("keep-alive, UPGRADE", "foo/2, websocket", true),
+            ("keep-alive", "websocket", false),
+            ("x-upgrade", "websocket", false),
+            ("Upgrade, HTTP2-Settings", "h2c", false),
+            ("Upgrade", "websocket, H2C", false),
+        ] {
+            let lines = sent(&[("host", "a"), ("connection", connection)], Some(protocols));
+            let asks = |line: &String| line.starts_with("upgrade:") || line.starts_with("connection:");
+            let asked = lines.iter().filter(|line| asks(line)).count();
+            assert_eq!(asked, if passes { 2 } else { 0 }, "{connection}; {protocols}: {lines:?}");
         }
     }
 }

@@ -127,6 +127,18 @@ impl Fronts {
         Ok(())
     }
 
+    /// These, and those of `old` for the listeners that no front is for any more: the listeners stay while the process
+    /// runs, and what is behind another one is not to be reached through them all at once.
+    #[must_use]
+    pub fn with_listeners_of(mut self, old: &Self) -> Self {
+        for (number, front) in &old.listeners {
+            if !self.listeners.iter().any(|(known, _)| known == number) {
+                self.listeners.push((*number, Arc::clone(front)));
+            }
+        }
+        self
+    }
+
     fn is_empty(&self) -> bool {
         self.hosts.is_empty() && self.listeners.is_empty()
     }

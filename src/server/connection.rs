@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request, uri};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -199,6 +200,7 @@ impl<S: Service> Shop<S> {
         let method_is_head = head.method == Method::HEAD;
         let bytes = bytes.filter(|_| encore::is_repeatable(&head));
         let upgrade = if upgrade { head.headers.remove(MASKED_UPGRADE) } else { None };
+        let upgrade = upgrade.filter(|_| body.is_end_stream());
         let repeats = bytes.is_some();
         let request = Request { head, body, peer, listener, received, rejected, repeats, upgrade };
         async move {

@@ -47,7 +47,7 @@ pub(super) struct Arrival {
     pub(super) refused: Option<HeadError>,
     /// Its bytes, if the answer is to be learnt.
     pub(super) bytes: Option<Box<[u8]>>,
-    /// It has an Upgrade field and no body: see [`head::mask_upgrade`](super::head::mask_upgrade).
+    /// It has an Upgrade field, by another name: see [`head::mask_upgrade`](super::head::mask_upgrade).
     pub(super) upgrade: bool,
 }
 

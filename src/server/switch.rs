@@ -71,15 +71,14 @@ impl Switching {
     pub(super) async fn run(mut self, mut transport: Transport) {
         let Some(Far { mut stream, idle_max }) = self.far.take() else { return };
         let (socket, early) = transport.switched();
-        if let Err(error) = stream.write_all(&early).await {
-            self.error = Some(error.to_string());
-            return;
-        }
         let moved = Cell::new(Instant::now());
         let mut near = Watched { inner: socket, moved: &moved, written: Some(&self.sent) };
         let mut far = Watched { inner: &mut *stream, moved: &moved, written: None };
         let copied = {
-            let copy = copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER_BYTES, BUFFER_BYTES);
+            let copy = async {
+                far.write_all(&early).await?;
+                copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER_BYTES, BUFFER_BYTES).await
+            };
             until_idle(pin!(copy), &moved, idle_max).await
         };
         match copied {

@@ -35,11 +35,13 @@ fn is_authority(authority: &[u8]) -> bool {
 }
 
 /// The characters of RFC 3986 section 3.3 and 3.4, and a few that clients send all the same and that mean nothing
-/// special (`[ ] \ ^ |`); all of them are taken by hyper's URI parser.
+/// special: ``[ ] \ ^ { | }``, and in a query, where browsers leave it as it is, `` ` ``. All of them are taken by hyper's
+/// URI parser.
 fn is_path_and_query(bytes: &[u8]) -> bool {
-    bytes
-        .iter()
-        .all(|byte| matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'z' | b'|' | b'~'))
+    let path_len = bytes.iter().position(|byte| *byte == b'?').unwrap_or(bytes.len());
+    let (path, query) = bytes.split_at(path_len);
+    let is_usual = |byte: &u8| matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~');
+    path.iter().all(is_usual) && query.iter().all(|byte| is_usual(byte) || *byte == b'`')
 }
 
 /// `uri-host [ ":" port ]`, not empty (RFC 9110 section 7.2, RFC 3986 section 3.2.2).

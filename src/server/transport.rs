@@ -353,9 +353,8 @@ impl Inbound {
                     // Only what came alone and at once can be met again in the same form.
                     let alone = len == all.len() && head.body == BodyLength::Known(0) && !head.upgrade;
                     let bytes = (alone && repertoire.is_wanted(all)).then(|| Box::from(all));
-                    let upgrade = head.upgrade && head.body == BodyLength::Known(0);
-                    self.awaits_switch |= upgrade;
-                    shared.arrived(Arrival { received, refused: None, bytes, upgrade });
+                    self.awaits_switch |= head.upgrade && head.body == BodyLength::Known(0);
+                    shared.arrived(Arrival { received, refused: None, bytes, upgrade: head.upgrade });
                     self.clear_head(&data[..len], head, out);
                     return Ok((used + len, Passed::Some));
                 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::front::Front;
 use crate::support::client::{Answer, Connection, Request, get};
 use crate::support::listener::{Listener, RequestHead};
 use crate::support::origin::Origin;
@@ -244,6 +245,18 @@ fn the_backends_status_survives_where_it_is_to() {
         let answer = ask(&spliceway, Request::get("/").range("0-1")).expect(wanted);
         assert_eq!(answer.body.len(), if wanted == 206 { 2 } else { 10 });
     }
+    // That of a part is about the body that is dropped.
+    let application = Application::answering(
+        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/1\r\nX-Accel-Redirect: /errors/gone.html\r\n\
+         Content-Length: 0\r\n\r\n",
+    );
+    let spliceway = Spliceway::start(|setup| {
+        let more = format!("status = \"backend\"\n{}", location("/errors/", directory.path()));
+        front(setup, &application.url(), &more);
+    });
+    ask(&spliceway, Request::get("/")).expect(200).expect_body(b"it is gone");
+    let part = ask(&spliceway, Request::get("/").range("0-1")).expect(206);
+    assert_eq!(part.header("content-range"), Some("bytes 0-1/10"), "{part}");
 }
 
 #[test]
@@ -345,6 +358,17 @@ fn a_reload_changes_a_front_and_what_is_under_way_goes_on() {
     spliceway.reload_text("");
     eventually("the front to be gone", || (ask(&spliceway, Request::get("/")).status() != 200).then_some(()));
     spliceway.stop();
+}
+
+/// Not to show what is behind another one to who reaches this one only.
+#[test]
+fn a_listener_stays_its_fronts_while_the_process_runs() {
+    let application = Application::answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\napp");
+    let front = Front::before(&application.url(), "");
+    get(front.addr(), "/v2/").expect(200).expect_body(b"app");
+    front.spliceway.reload_text("");
+    front.spliceway.wait_log(&["configuration reloaded"]);
+    get(front.addr(), "/v2/").expect(200).expect_body(b"app");
 }
 
 #[test]
