@@ -425,7 +425,9 @@ impl Application {
         if self.numbers.addresses(&self.config) != numbers.addresses(&config) {
             tracing::warn!("changes of a registry's or a front's `listen` take effect after a restart");
         }
-        *self.site.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(site);
+        let mut current = self.site.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(site.with_listeners_of(&current));
+        drop(current);
         let mut current = self.fronts.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(fronts.with_listeners_of(&current));
         drop(current);

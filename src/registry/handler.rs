@@ -31,6 +31,18 @@ pub struct Site {
 }
 
 impl Site {
+    /// This one, and of `old` the registries of listeners that none is for any more: the listeners stay while the process
+    /// runs, and another registry is not to be reached through them all at once.
+    #[must_use]
+    pub fn with_listeners_of(mut self, old: &Self) -> Self {
+        for (number, registry) in &old.listeners {
+            if !self.listeners.iter().any(|(known, _)| known == number) {
+                self.listeners.push((*number, Arc::clone(registry)));
+            }
+        }
+        self
+    }
+
     fn registry(&self, headers: &HeaderMap, listener: usize) -> &Arc<Registry> {
         if let Some((_, registry)) = self.listeners.iter().find(|(number, _)| *number == listener) {
             return registry;

@@ -109,4 +109,9 @@ fn a_registry_with_an_address_of_its_own_shares_nothing_either() {
     let disguised = first.at_host("second.example").at(own);
     disguised.assert_holds("v1", &image);
     session.finish(&sha256(b"content"), &[]).expect(201);
+    // A reload that takes it away does not show another one to those who reach its address.
+    spliceway.reload_text("");
+    spliceway.wait_log(&["configuration reloaded"]);
+    second.assert_holds("v1", &image);
+    second.head_blob(&sha256(b"content")).expect(404);
 }
