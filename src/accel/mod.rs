@@ -25,6 +25,12 @@
 //! **What runs at once.** Each worker has its own connections to the backend and its own open files; the threads share
 //! the [`Fronts`], which a reload replaces as a whole: what is under way goes on with those it began with. Nothing
 //! survives the process, and nothing needs to.
+//!
+//! **What it costs.** A redirect to a held file of 4 KiB took 22 to 24 µs of CPU where nginx took 20 (lighttpd 56; smallest of
+//! five interleaved rounds, one core), 70 % of it in the kernel: two receives, a write to the backend, one to the client.
+//! The rest is 40,000 instructions, of which the library's client takes a third (parsing and header maps above all) and
+//! its server as much; it had been 86,000 before the futures were made small (40 KB were copied a request) and the
+//! connection to the backend lost its own task. From 256 MiB on the transport alone counts, as for the registry.
 
 mod answer;
 mod backend;
