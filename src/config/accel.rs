@@ -68,8 +68,8 @@ impl Front<'_> {
         let timeout = |key, setting, default| field(key, setting).timeout(default);
 
         let hosts_field = texts("hosts", raw.hosts);
-        let hosts = hosts(&hosts_field, seen)?;
-        let listen = listen(&texts("listen", raw.listen), seen)?;
+        let hosts = hosts_field.own_hosts(&mut seen.hosts, "already selects a front")?;
+        let listen = texts("listen", raw.listen).own_addresses(&mut seen.addresses)?;
         if hosts.is_empty() && listen.is_empty() {
             let remedy = "list the host names that clients use for it, or give it an address to `listen` on";
             return Err(hosts_field.bad_unshown("is missing: nothing would select this front", remedy));
@@ -168,28 +168,6 @@ impl Front<'_> {
         }
         Ok(locations)
     }
-}
-
-fn hosts(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<String>, ConfigError> {
-    let hosts = field.hosts()?;
-    if let Some(host) = hosts.iter().find(|host| !seen.hosts.insert((*host).clone())) {
-        return Err(field.bad(host, "already selects a front", "list each host once"));
-    }
-    Ok(hosts)
-}
-
-/// Addresses of its own.
-fn listen(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<SocketAddr>, ConfigError> {
-    let mut addresses = Vec::new();
-    for text in field.texts() {
-        let address = name::parse_listen(text).map_err(|refusal| field.refused(text, refusal))?;
-        if address.port() != 0 && seen.addresses.contains(&address) {
-            return Err(field.bad(text, "is already listened on", "name each address once"));
-        }
-        seen.addresses.push(address);
-        addresses.push(address);
-    }
-    Ok(addresses)
 }
 
 fn backend(field: &Field<'_, Scalar>) -> Result<BackendAddress, ConfigError> {

@@ -1,6 +1,8 @@
 //! One setting on its way from text to value: it knows where it was given, so that a refusal can say so.
 
+use std::collections::HashSet;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -129,6 +131,33 @@ impl Field<'_, Texts> {
             name::check_host(host).map_err(|refusal| self.refused(host, refusal))?;
         }
         Ok(self.texts().to_vec())
+    }
+
+    /// As [`Field::hosts`], none of which may select anything else: what is in `seen` does, and what that is `taken` says.
+    pub(super) fn own_hosts(
+        &self,
+        seen: &mut HashSet<String>,
+        taken: &str,
+    ) -> Result<Vec<String>, ConfigError> {
+        let hosts = self.hosts()?;
+        if let Some(host) = hosts.iter().find(|host| !seen.insert((*host).clone())) {
+            return Err(self.bad(host, taken, "list each host once"));
+        }
+        Ok(hosts)
+    }
+
+    /// The list, each an address to listen on that nothing else listens on: what is in `seen` is taken.
+    pub(super) fn own_addresses(&self, seen: &mut Vec<SocketAddr>) -> Result<Vec<SocketAddr>, ConfigError> {
+        let mut addresses = Vec::new();
+        for text in self.texts() {
+            let address = name::parse_listen(text).map_err(|refusal| self.refused(text, refusal))?;
+            if address.port() != 0 && seen.contains(&address) {
+                return Err(self.bad(text, "is already listened on", "name each address once"));
+            }
+            seen.push(address);
+            addresses.push(address);
+        }
+        Ok(addresses)
     }
 }
 

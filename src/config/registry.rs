@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::error::{ConfigError, Origin};
 use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
-use super::raw::{self, Scalar, Setting, Texts};
+use super::raw::{self, Scalar, Setting};
 use super::{RegistryConfig, ServerConfig, access, name, upstream, v1};
 
 /// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`;
@@ -70,8 +70,8 @@ impl Registry<'_> {
         let field = |key, setting: Setting<Scalar>| source.field(&table, at, key, setting);
 
         let hosts_field = source.field(&table, at, "hosts", raw.hosts);
-        let hosts = hosts(&hosts_field, seen)?;
-        let listen = listen(&source.field(&table, at, "listen", raw.listen), seen)?;
+        let hosts = hosts_field.own_hosts(&mut seen.hosts, "already selects a registry")?;
+        let listen = source.field(&table, at, "listen", raw.listen).own_addresses(&mut seen.addresses)?;
         if hosts.is_empty() && listen.is_empty() && !self.first {
             let problem = "is missing: nothing would select this registry";
             let remedy = "list the host names that clients use for it, or give it an address to `listen` on";
@@ -131,28 +131,6 @@ impl Registry<'_> {
         }
         Ok(name)
     }
-}
-
-fn hosts(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<String>, ConfigError> {
-    let hosts = field.hosts()?;
-    if let Some(host) = hosts.iter().find(|host| !seen.hosts.insert((*host).clone())) {
-        return Err(field.bad(host, "already selects a registry", "list each host once"));
-    }
-    Ok(hosts)
-}
-
-/// Addresses of its own.
-fn listen(field: &Field<'_, Texts>, seen: &mut Seen) -> Result<Vec<SocketAddr>, ConfigError> {
-    let mut addresses = Vec::new();
-    for text in field.given.iter().flat_map(|Texts(texts)| texts) {
-        let address = name::parse_listen(text).map_err(|refusal| field.refused(text, refusal))?;
-        if address.port() != 0 && seen.addresses.contains(&address) {
-            return Err(field.bad(text, "is already listened on", "name each address once"));
-        }
-        seen.addresses.push(address);
-        addresses.push(address);
-    }
-    Ok(addresses)
 }
 
 /// The directory of a tree, which no other tree may contain or be contained in: what is swept in one is not the other's.
