@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -22,7 +24,7 @@ use super::lead;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::store::images::ImageId;
-use crate::store::{Store, StoredRepository};
+use crate::store::{Store, StoredRepository, on_store_thread};
 use crate::watermark::{self, Progress};
 
 /// Fills that are claimed at once: an interrupted one is hashed again as it is claimed.
@@ -73,6 +75,32 @@ pub struct Growing {
     pub received: Arc<AtomicU64>,
     pub(super) reader: watermark::Reader<FillError>,
     pub(super) file: OnceLock<Arc<File>>,
+}
+
+impl Growing {
+    /// Shows readers the file at `path`, which was published between a look and a claim, as `what` is. The file's length;
+    /// `None`: and it is gone again.
+    pub(super) async fn show_stored(
+        &self,
+        path: PathBuf,
+        writer: &watermark::Writer<FillError>,
+        what: &'static str,
+    ) -> Result<Option<u64>, FillError> {
+        let opened = on_store_thread(move || {
+            let file = File::open(path)?;
+            let len = file.metadata()?.len();
+            Ok((file, len))
+        });
+        match opened.await {
+            Ok((file, len)) => {
+                let _ = self.file.set(Arc::new(file));
+                writer.verified(len);
+                Ok(Some(len))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FillError::disk(what, error)),
+        }
+    }
 }
 
 impl Fills {

@@ -10,7 +10,6 @@
 //! followed; should that process die, readers who have bytes of it fail, and those who have none begin anew.
 
 use std::collections::hash_map::Entry;
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -217,20 +216,7 @@ impl Leader<'_> {
     /// It was published between our look and our claim. `None`: and it is gone again.
     async fn stored(&self) -> Result<Option<u64>, FillError> {
         let path = self.fills.store.layout().image(&self.flight.image, ImageFile::Layer);
-        let opened = on_store_thread(move || {
-            let file = File::open(path)?;
-            let len = file.metadata()?.len();
-            Ok((file, len))
-        });
-        match opened.await {
-            Ok((file, len)) => {
-                let _ = self.flight.file.set(Arc::new(file));
-                self.writer.verified(len);
-                Ok(Some(len))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FillError::disk("open the layer", error)),
-        }
+        self.flight.show_stored(path, self.writer, "open the layer").await
     }
 
     async fn fetch(&self, ingest: Box<LayerIngest>) -> Result<u64, FillError> {

@@ -141,20 +141,7 @@ impl Leader<'_> {
         self.ask_permission().await?;
         self.link().await;
         let path = self.fills.store.layout().blob(&self.flight.digest);
-        let opened = on_store_thread(move || {
-            let file = std::fs::File::open(path)?;
-            let len = file.metadata()?.len();
-            Ok((file, len))
-        });
-        match opened.await {
-            Ok((file, len)) => {
-                let _ = self.flight.file.set(Arc::new(file));
-                self.writer.verified(len);
-                Ok(Some(len))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(FillError::disk("open the blob", error)),
-        }
+        self.flight.show_stored(path, self.writer, "open the blob").await
     }
 
     /// Fetches what is missing. `seen`: readers have been given bytes of this very file. `None`: what was there is of no
