@@ -214,7 +214,8 @@ impl Handler {
             && v1::speaks(head.uri.path())
         {
             // In a box, because it is large and rare.
-            return Box::pin(registry.v1(mirror, &self.worker, head, record)).await;
+            let answer = Box::pin(registry.v1(mirror, &self.worker, head, record)).await;
+            return answer.map_err(ApiError::in_v1);
         }
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         // What cannot be there is not there, to who only looks for it: the OCI conformance tests ask for that.

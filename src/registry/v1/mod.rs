@@ -194,16 +194,6 @@ impl Registry {
         head: &request::Parts,
         record: &mut Record,
     ) -> Result<Response<Body>, ApiError> {
-        self.v1_answer(mirror, worker, head, record).await.map_err(ApiError::in_v1)
-    }
-
-    async fn v1_answer(
-        &self,
-        mirror: &Arc<Mirror>,
-        worker: &Worker,
-        head: &request::Parts,
-        record: &mut Record,
-    ) -> Result<Response<Body>, ApiError> {
         if !matches!(head.method, Method::GET | Method::HEAD) {
             record.route = "v1_push";
             return Err(ApiError::method_not_allowed(&head.method, "GET, HEAD"));
