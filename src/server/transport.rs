@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::rt::ReadBufCursor;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -38,11 +38,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::encore::{Encore, Repertoire};
-use super::framing::{Framing, Step};
-use super::head::{self, BodyLength, Head, Limits};
+use super::head::Limits;
+use super::inbound::{Inbound, Passed};
 use super::refusal::{HeadError, Refusal};
 use super::sender::{Sender, Writer};
-use super::shared::{Arrival, Shared};
+use super::shared::Shared;
 use super::watchdog::{Expired, Reading};
 
 /// The most bytes that one read takes from a socket.
@@ -53,10 +53,6 @@ const HEAD_READ_BYTES: usize = 16 * 1024;
 const LINGER_BYTES_MAX: usize = 1 << 20;
 /// The longest time that the peer is given to close at the end of a connection.
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-
-const SUBSTITUTE_GET: &[u8] = b"GET / HTTP/1.1\r\nHost: invalid\r\nConnection: close\r\n\r\n";
-/// So that the answer to a refused HEAD has no body.
-const SUBSTITUTE_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nHost: invalid\r\nConnection: close\r\n\r\n";
 
 thread_local! {
     /// What every connection of the thread reads into. Borrowed only while a read is being taken apart.
@@ -78,19 +74,6 @@ pub(super) struct Transport {
     encore: Option<Encore>,
 }
 
-/// The reading side's bytes.
-struct Inbound {
-    framing: Framing,
-    /// Bytes that may be handed over, before anything else.
-    cleared: Bytes,
-    /// Bytes read behind those, not yet looked at, or a head that is not whole.
-    held: BytesMut,
-    /// When the first byte of the head under way was there.
-    head_began: Option<Instant>,
-    /// The last head asked for another protocol: until it is answered, nobody knows what the bytes behind it are.
-    awaits_switch: bool,
-}
-
 enum Closing {
     No,
     /// The sending side is shut down.
@@ -99,14 +82,6 @@ enum Closing {
         peer_may_send: bool,
     },
     Done,
-}
-
-/// What became of some bytes.
-enum Passed {
-    /// Something was handed over, or is cleared to be.
-    Some,
-    /// More is needed.
-    Nothing,
 }
 
 impl Transport {
@@ -121,13 +96,7 @@ impl Transport {
         Self {
             stream,
             shared,
-            inbound: Inbound {
-                framing: Framing::new(limits),
-                cleared: Bytes::new(),
-                held: BytesMut::new(),
-                head_began: None,
-                awaits_switch: false,
-            },
+            inbound: Inbound::new(limits),
             writer: Writer::new(sender),
             read_end: false,
             closing: Closing::No,
@@ -315,97 +284,6 @@ impl Transport {
             }
         }
         Poll::Ready(())
-    }
-}
-
-impl Inbound {
-    /// Takes bytes apart until something is handed over or more is needed; returns how many were used up.
-    fn pass(
-        &mut self,
-        shared: &Shared,
-        repertoire: &Repertoire,
-        all: &[u8],
-        out: &mut ReadBufCursor<'_>,
-    ) -> io::Result<(usize, Passed)> {
-        let mut used = 0;
-        loop {
-            let data = &all[used..];
-            // Of a body only as much is taken as can be handed over at once.
-            let seen = if self.framing.in_body() { &data[..data.len().min(out.remaining())] } else { data };
-            match self.framing.step(seen) {
-                Step::More => {
-                    if !data.is_empty() && !self.framing.is_lost() {
-                        self.head_began.get_or_insert_with(Instant::now);
-                    }
-                    return Ok((used, Passed::Nothing));
-                }
-                Step::Skip(len) => {
-                    // An empty line begins no head.
-                    self.head_began = None;
-                    used += len;
-                }
-                Step::Body(len) => {
-                    out.put_slice(&data[..len]);
-                    return Ok((used + len, Passed::Some));
-                }
-                Step::Head(len, head) => {
-                    let received = self.head_began.take().unwrap_or_else(Instant::now);
-                    // Only what came alone and at once can be met again in the same form.
-                    let alone = len == all.len() && head.body == BodyLength::Known(0) && !head.upgrade;
-                    let bytes = (alone && repertoire.is_wanted(all)).then(|| Box::from(all));
-                    self.awaits_switch |= head.upgrade && head.body == BodyLength::Known(0);
-                    shared.arrived(Arrival { received, refused: None, bytes, upgrade: head.upgrade });
-                    self.clear_head(&data[..len], head, out);
-                    return Ok((used + len, Passed::Some));
-                }
-                Step::Refused(error) => {
-                    self.refuse(shared, error, data);
-                    return Ok((used + data.len(), Passed::Some));
-                }
-                Step::Malformed(reason) => return Err(io::Error::new(io::ErrorKind::InvalidData, reason)),
-            }
-        }
-    }
-
-    /// [`pass`](Self::pass) with the bytes that are held.
-    fn pass_held(
-        &mut self,
-        shared: &Shared,
-        repertoire: &Repertoire,
-        out: &mut ReadBufCursor<'_>,
-    ) -> io::Result<Passed> {
-        let mut held = std::mem::take(&mut self.held);
-        let (used, passed) = self.pass(shared, repertoire, &held, out)?;
-        if used < held.len() {
-            held.advance(used);
-            self.held = held;
-        }
-        Ok(passed)
-    }
-
-    /// Hands over a head that passed, at once as far as there is room.
-    fn clear_head(&mut self, bytes: &[u8], head: Head, out: &mut ReadBufCursor<'_>) {
-        if head.upgrade {
-            let mut masked = BytesMut::from(bytes);
-            head::mask_upgrade(&mut masked);
-            self.cleared = masked.freeze();
-            return;
-        }
-        let (now, later) = bytes.split_at(bytes.len().min(out.remaining()));
-        out.put_slice(now);
-        if !later.is_empty() {
-            self.cleared = Bytes::copy_from_slice(later);
-        }
-    }
-
-    /// Clears the substitute for a refused head, of which `data` may show the beginning.
-    fn refuse(&mut self, shared: &Shared, error: HeadError, data: &[u8]) {
-        let received = self.head_began.take().unwrap_or_else(Instant::now);
-        let data = if data.is_empty() { &self.held[..] } else { data };
-        let substitute = if data.starts_with(b"HEAD ") { SUBSTITUTE_HEAD } else { SUBSTITUTE_GET };
-        self.cleared = Bytes::from_static(substitute);
-        self.held = BytesMut::new();
-        shared.arrived(Arrival { received, refused: Some(error), bytes: None, upgrade: false });
     }
 }
 
