@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, Origin};
 use super::field::{Field, KIB, SECOND, Source, nonzero};
 use super::raw::{self, Scalar, Setting, Texts};
-use super::{Config, Flags, ServerConfig, accel, name, registry};
+use super::{Config, Flags, ServerConfig, accel, maintenance, name, registry};
 use crate::sys::Mode;
 
 type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -31,12 +31,13 @@ pub(super) fn load(flags: &Flags, variables: Variables<'_>) -> Result<Config, Co
 
     let mut warnings = Vec::new();
     let server = check_server(&source, &given, file.server)?;
+    let maintenance = maintenance::check(&source, file.maintenance, &mut warnings)?;
     let upstream = given.text(flags.upstream.as_ref(), "--upstream", "SPLICEWAY_UPSTREAM");
     let exposed = given.exposed(&server.listen);
     let registries =
         registry::check(&source, &server, exposed.as_deref(), file.registry, upstream, &mut warnings)?;
     let accel = accel::check(&source, &server, &registries, file.accel, &mut warnings)?;
-    Ok(Config { server, registries, accel, warnings })
+    Ok(Config { server, maintenance, registries, accel, warnings })
 }
 
 /// Flags and variables, which win over the file.

@@ -18,6 +18,8 @@ use super::name;
 use super::raw::{Scalar, Setting, Texts};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const HOUR: Duration = Duration::from_hours(1);
+pub(super) const DAY: Duration = Duration::from_hours(24);
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
@@ -27,6 +29,9 @@ pub(super) const SIZE_MAX: u64 = i64::MAX as u64;
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// What is meant to be longer is meant to be never, and every wait has a bound.
 const TIMEOUT_MAX: Duration = Duration::from_hours(24);
+
+/// Stands for no duration.
+pub(super) const OFF: &str = "off";
 
 /// The file that is being checked: turns places in it into line numbers.
 pub(super) struct Source<'a> {
@@ -133,6 +138,14 @@ impl Field<'_, Texts> {
         Ok(self.texts().to_vec())
     }
 
+    /// The list, each the name of a repository in which `*` stands for any text and `?` for any character.
+    pub(super) fn repository_patterns(&self) -> Result<Vec<String>, ConfigError> {
+        for pattern in self.texts() {
+            name::check_repository_pattern(pattern).map_err(|refusal| self.refused(pattern, refusal))?;
+        }
+        Ok(self.texts().to_vec())
+    }
+
     /// As [`Field::hosts`], none of which may select anything else: what is in `seen` does, and what that is `taken` says.
     pub(super) fn own_hosts(
         &self,
@@ -174,7 +187,15 @@ impl Field<'_, Scalar> {
         allowed: RangeInclusive<Duration>,
     ) -> Result<Duration, ConfigError> {
         let Some(given) = &self.given else { return Ok(default) };
-        let remedy = "write a number with a unit, such as \"500ms\", \"10s\" or \"2m\"";
+        self.duration_of(given, allowed, "write a number with a unit, such as \"500ms\", \"10s\" or \"2m\"")
+    }
+
+    fn duration_of(
+        &self,
+        given: &Scalar,
+        allowed: RangeInclusive<Duration>,
+        remedy: &str,
+    ) -> Result<Duration, ConfigError> {
         let Scalar::Text(text) = given else { return Err(self.bad(given, "has no unit of time", remedy)) };
         let Ok(duration) = humantime::parse_duration(text) else {
             return Err(self.bad(given, "is not a duration", remedy));
@@ -182,9 +203,25 @@ impl Field<'_, Scalar> {
         if allowed.contains(&duration) {
             return Ok(duration);
         }
-        let (least, most) =
-            (humantime::format_duration(*allowed.start()), humantime::format_duration(*allowed.end()));
+        let (least, most) = (duration_text(*allowed.start()), duration_text(*allowed.end()));
         Err(self.bad(given, "is out of bounds", format!("give a duration from {least} to {most}")))
+    }
+
+    /// As [`Field::duration`], or the word "off", which is `None`.
+    pub(super) fn duration_or_off(
+        &self,
+        default: Option<Duration>,
+        allowed: RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, ConfigError> {
+        match &self.given {
+            None => Ok(default),
+            Some(Scalar::Boolean(false)) => Ok(None),
+            Some(Scalar::Text(text)) if text == OFF => Ok(None),
+            Some(given) => {
+                let remedy = "write a number with a unit, such as \"12h\" or \"30d\", or \"off\"";
+                self.duration_of(given, allowed, remedy).map(Some)
+            }
+        }
     }
 
     /// A duration after which something is given up.
@@ -262,6 +299,15 @@ impl Field<'_, Scalar> {
 /// `None` for 0, which stands for "choose".
 pub(super) fn nonzero(number: u32) -> Option<NonZeroUsize> {
     usize::try_from(number).ok().and_then(NonZeroUsize::new)
+}
+
+/// What [`Field::duration`] reads back. Many days stay days: the library's months are not whole ones.
+pub(super) fn duration_text(duration: Duration) -> String {
+    let days = duration.as_secs() / DAY.as_secs();
+    if days >= 30 && Duration::from_hours(24 * days) == duration {
+        return format!("{days}d");
+    }
+    humantime::format_duration(duration).to_string()
 }
 
 /// `bytes` in the largest unit that divides it, so that nothing is rounded: what [`Field::size`] reads back.

@@ -15,6 +15,7 @@ mod check;
 mod credentials;
 mod error;
 mod field;
+mod maintenance;
 mod name;
 mod raw;
 mod registry;
@@ -35,6 +36,7 @@ use url::Url;
 pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
+pub use self::maintenance::{ExpireFrom, MaintenanceConfig};
 pub use self::v1::V1Config;
 use crate::accel::AccelOptions;
 use crate::registry::access::AccessOptions;
@@ -64,6 +66,8 @@ pub struct Flags {
 pub struct Config {
     /// What concerns the process and its sockets.
     pub server: ServerConfig,
+    /// What is done in the background, and how often.
+    pub maintenance: MaintenanceConfig,
     /// The registries, at least one; the first answers for every host that no other one claims.
     pub registries: Vec<RegistryConfig>,
     /// The fronts of applications; none is usual.
@@ -122,6 +126,9 @@ pub struct RegistryConfig {
     pub max_size: Option<u64>,
     /// Bytes to be left free on the filesystem of `cache`. Default 1 GiB.
     pub min_free: u64,
+    /// Repositories of `cache` that are never evicted: names as they are pulled, with or without the upstream's in front,
+    /// in which `*` stands for any text and `?` for any character. Default none.
+    pub pin: Vec<String>,
     /// A range that starts more than this many bytes ahead of a fill is fetched from upstream by itself. Default 32 MiB.
     pub far_range: u64,
     /// Most ranges of one request; more are answered by the whole blob. Default 64.

@@ -45,6 +45,24 @@ pub(super) fn check_component(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Checks a pattern of repositories' names, perhaps with an upstream's in front: what could match none is refused.
+pub(super) fn check_repository_pattern(pattern: &str) -> Result<(), Refusal> {
+    let refused = |problem: &str, remedy: &str| Err((problem.to_owned(), remedy.to_owned()));
+    let name = pattern.rsplit_once('/').map_or(pattern, |(_, name)| name);
+    if pattern.is_empty() {
+        return refused("is empty", "name a repository, or leave it out");
+    }
+    if name.contains([':', '@']) {
+        return refused("names a tag or a digest", "name the repository alone: all that it holds is meant");
+    }
+    let is_possible =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-/:*?".contains(&byte);
+    if !pattern.bytes().all(is_possible) || pattern.starts_with('/') || pattern.ends_with('/') {
+        return refused("matches no repository", "write e.g. \"library/*\" or \"ghcr.io/team/app\"");
+    }
+    Ok(())
+}
+
 /// Checks a name as in `?ns=`: a component, with a port perhaps (`docker.io`, `registry.example:5000`).
 pub(super) fn check_upstream_name(name: &str) -> Result<(), Refusal> {
     match name.rsplit_once(':') {

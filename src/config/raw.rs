@@ -18,6 +18,7 @@ pub(super) type Setting<T> = Option<Spanned<T>>;
 pub(super) struct File {
     #[serde(default)]
     pub(super) server: Server,
+    pub(super) maintenance: Option<Spanned<Maintenance>>,
     #[serde(default)]
     pub(super) registry: Vec<Spanned<Registry>>,
     #[serde(default)]
@@ -44,6 +45,20 @@ pub(super) struct Server {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Maintenance {
+    pub(super) gc: Setting<Scalar>,
+    pub(super) gc_grace: Setting<Scalar>,
+    pub(super) gc_untagged: Setting<Scalar>,
+    pub(super) expire_manifests: Setting<Scalar>,
+    pub(super) expire_from: Setting<Scalar>,
+    pub(super) uploads: Setting<Scalar>,
+    pub(super) scrub: Setting<Scalar>,
+    pub(super) scrub_rate: Setting<Scalar>,
+    pub(super) scrub_repair: Setting<Scalar>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Registry {
     pub(super) name: Setting<Scalar>,
     pub(super) hosts: Setting<Texts>,
@@ -52,6 +67,7 @@ pub(super) struct Registry {
     pub(super) cache: Setting<PathBuf>,
     pub(super) max_size: Setting<Scalar>,
     pub(super) min_free: Setting<Scalar>,
+    pub(super) pin: Setting<Texts>,
     pub(super) far_range: Setting<Scalar>,
     pub(super) ranges_max: Setting<Scalar>,
     pub(super) manifest_bytes_max: Setting<Scalar>,

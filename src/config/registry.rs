@@ -100,6 +100,7 @@ impl Registry<'_> {
             cache,
             max_size: field("max_size", raw.max_size).size_if_given(MIB..=SIZE_MAX)?,
             min_free: field("min_free", raw.min_free).size(GIB, 0..=SIZE_MAX)?,
+            pin: source.field(&table, at, "pin", raw.pin).repository_patterns()?,
             far_range: field("far_range", raw.far_range).size(32 * MIB, 0..=SIZE_MAX)?,
             ranges_max: field("ranges_max", raw.ranges_max).count(64, 1..=1024)? as usize,
             manifest_bytes_max: field("manifest_bytes_max", raw.manifest_bytes_max)

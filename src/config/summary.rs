@@ -4,11 +4,13 @@ use std::fmt::{Display, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
-use super::field::size_text;
-use super::{AccelConfig, Config, Credentials, RegistryConfig, ServerConfig, UpstreamConfig, V1Config};
+use super::field::{OFF, duration_text, size_text};
+use super::{
+    AccelConfig, Config, Credentials, MaintenanceConfig, RegistryConfig, ServerConfig, UpstreamConfig,
+    V1Config,
+};
 use crate::accel::LocationContent;
 use crate::registry::access::{AccessOptions, Rights};
 
@@ -16,6 +18,7 @@ use crate::registry::access::{AccessOptions, Rights};
 pub(super) fn summary(config: &Config) -> String {
     let mut table = Table::default();
     server(&mut table, &config.server);
+    maintenance(&mut table, &config.maintenance);
     for one in &config.registries {
         registry(&mut table, one);
         access(&mut table, &one.access);
@@ -51,6 +54,19 @@ fn server(table: &mut Table, server: &ServerConfig) {
     table.duration("drain_timeout", server.drain_timeout);
 }
 
+fn maintenance(table: &mut Table, maintenance: &MaintenanceConfig) {
+    table.start("\n[maintenance]");
+    table.duration_or_off("gc", maintenance.gc);
+    table.duration("gc_grace", maintenance.gc_grace);
+    table.plain("gc_untagged", maintenance.gc_untagged);
+    table.duration_or_off("expire_manifests", maintenance.expire_manifests);
+    table.text("expire_from", maintenance.expire_from);
+    table.duration_or_off("uploads", maintenance.uploads);
+    table.duration_or_off("scrub", maintenance.scrub);
+    table.size("scrub_rate", maintenance.scrub_rate);
+    table.plain("scrub_repair", maintenance.scrub_repair);
+}
+
 fn registry(table: &mut Table, registry: &RegistryConfig) {
     table.start("\n[[registry]]");
     table.text("name", &registry.name);
@@ -62,6 +78,7 @@ fn registry(table: &mut Table, registry: &RegistryConfig) {
         table.size("max_size", bytes);
     }
     table.size("min_free", registry.min_free);
+    table.list("pin", &registry.pin);
     table.size("far_range", registry.far_range);
     table.plain("ranges_max", registry.ranges_max);
     table.size("manifest_bytes_max", registry.manifest_bytes_max as u64);
@@ -207,7 +224,11 @@ impl Table {
     }
 
     fn duration(&mut self, key: &str, duration: Duration) {
-        self.text(key, format_duration(duration));
+        self.text(key, duration_text(duration));
+    }
+
+    fn duration_or_off(&mut self, key: &str, duration: Option<Duration>) {
+        self.text(key, duration.map_or_else(|| OFF.to_owned(), duration_text));
     }
 
     fn list<T: ToString>(&mut self, key: &str, values: &[T]) {

@@ -62,11 +62,23 @@ fn every_key_is_read() {
         stall_timeout = "3s"
         drain_timeout = "1m 4s"
 
+        [maintenance]
+        gc = "1d"
+        gc_grace = "2h"
+        gc_untagged = true
+        expire_manifests = "90d"
+        expire_from = "pull"
+        uploads = "off"
+        scrub = "30d"
+        scrub_rate = "1MiB"
+        scrub_repair = "off"
+
         [[registry]]
         name = "first"
         hosts = ["a.example", "a.example:5000"]
         max_size = "500GB"
         min_free = 0
+        pin = ["library/*", "registry.example:5000/a"]
         far_range = "1MiB"
         ranges_max = 5
         manifest_bytes_max = "16MiB"
@@ -118,7 +130,22 @@ fn every_key_is_read() {
     let timeouts = [server.header_timeout, server.idle_timeout, server.stall_timeout, server.drain_timeout];
     assert_eq!(timeouts.map(|timeout| timeout.as_secs()), [1, 2, 3, 64]);
 
+    let hours = |hours| Duration::from_hours(hours);
+    let maintenance = MaintenanceConfig {
+        gc: Some(hours(24)),
+        gc_grace: hours(2),
+        gc_untagged: true,
+        expire_manifests: Some(hours(90 * 24)),
+        expire_from: ExpireFrom::Pull,
+        uploads: None,
+        scrub: Some(hours(30 * 24)),
+        scrub_rate: 1 << 20,
+        scrub_repair: false,
+    };
+    assert_eq!(config.maintenance, maintenance);
+
     let [first, second] = &config.registries[..] else { panic!("{config:?}") };
+    assert_eq!(first.pin, ["library/*", "registry.example:5000/a"]);
     assert_eq!(first.hosts, ["a.example", "a.example:5000"]);
     assert_eq!((first.max_size, first.min_free, first.far_range), (Some(500_000_000_000), 0, 1 << 20));
     assert_eq!((first.ranges_max, first.manifest_bytes_max, first.handles(1, 1)), (5, 16 << 20, 99));
@@ -302,6 +329,39 @@ fn a_refused_registry_names_place_key_value_and_remedy() {
             &["in registry \"local\" lies", "in, or around"],
         ),
     ]);
+}
+
+#[test]
+fn refused_maintenance_names_place_key_value_and_remedy() {
+    assert_refused(&[
+        (
+            "[maintenance]\ngc = \"never\"\n",
+            &[":2: gc = \"never\" in [maintenance]", "not a duration", "\"off\""],
+        ),
+        ("[maintenance]\nscrub = true\n", &[":2: scrub = \"true\"", "no unit", "\"off\""]),
+        ("[maintenance]\ngc = \"10ms\"\n", &[":2: gc", "out of bounds", "from 1s to 365d"]),
+        ("[maintenance]\ngc_grace = \"off\"\n", &[":2: gc_grace", "not a duration"]),
+        ("[maintenance]\nexpire_from = \"tag\"\n", &[":2: expire_from", "\"push\" or \"pull\""]),
+        ("[maintenance]\nscrub_rate = \"1kB\"\n", &[":2: scrub_rate", "from 1MiB"]),
+        ("[maintenance]\ngrace = \"1h\"\n", &[":2:", "unknown field `grace`", "`gc_grace`"]),
+        ("[[registry]]\npin = \"\"\n", &[":2: pin", "is empty"]),
+        ("[[registry]]\npin = [\"a\", \"A/*\"]\n", &[":2: pin = \"A/*\"", "matches no repository"]),
+        ("[[registry]]\npin = \"library/alpine:3\"\n", &[":2: pin", "a tag or a digest", "alone"]),
+    ]);
+}
+
+#[test]
+fn maintenance_that_is_hardly_meant_is_warned_about() {
+    for (text, warning) in [
+        ("gc_grace = \"1m\"", Some("gc_grace = \"1m\"")),
+        ("gc_grace = \"1m\"\ngc = \"off\"", None),
+        ("gc = false\nexpire_manifests = \"30d\"", Some("expire_manifests is part of gc, which is off")),
+        ("expire_manifests = \"30d\"", None),
+    ] {
+        let warnings = load(&format!("[maintenance]\n{text}\n")).unwrap().warnings;
+        assert_eq!(warnings.len(), usize::from(warning.is_some()), "{text}: {warnings:?}");
+        assert!(warning.is_none_or(|part| warnings[0].contains(part)), "{text}: {warnings:?}");
+    }
 }
 
 #[test]
