@@ -1,6 +1,6 @@
 //! What a connection has read: which of it may be handed to the HTTP library, and what stands in for what may not.
 //!
-//! Of the [`transport`](super::transport), whose doc says what the library gets to see and why. One per connection; nothing of
+//! Part of `transport`, whose doc says what the library gets to see and why. One per connection; nothing of
 //! it survives that.
 
 use std::io;
