@@ -6,7 +6,6 @@
 mod directory;
 mod remote;
 
-use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
@@ -16,11 +15,9 @@ use clap::Args;
 use serde::Serialize;
 
 use self::remote::Login;
-use super::{WRONG_USAGE, variable};
+use super::tree::{self, Unusable};
+use super::{WRONG_USAGE, path_variable, text_variable};
 use crate::logging;
-
-/// Where a data directory is if nothing says so: as `serve` has it.
-const DATA_DEFAULT: &str = "./spliceway-data";
 
 /// List the images of a data directory or of a registry
 ///
@@ -88,14 +85,6 @@ Examples:
   How many tags each repository has:
       spliceway ls --json localhost:5000 | jq -r .repository | uniq -c";
 
-/// Why there is nothing to list.
-enum Unusable {
-    /// What was asked for makes no sense.
-    Usage(String),
-    /// It makes sense, and is not there.
-    Missing(String),
-}
-
 impl Ls {
     pub(super) fn run(self, logging: logging::Options) -> ExitCode {
         // Held to the end: dropping it writes what is still queued.
@@ -142,30 +131,9 @@ impl Ls {
             };
             return remote::list(&url, login, output);
         }
-        let trees = if let Some(local) = self.local {
-            directory::plain(&local)
-        } else if let Some(data) = self.data.or_else(|| path_variable("SPLICEWAY_DATA")) {
-            directory::data(&data)
-        } else if let Some(registry) = path_variable("REGISTRY_DATA_DIR") {
-            directory::plain(&registry)
-        } else {
-            directory::data(DATA_DEFAULT.as_ref())
-        };
-        Ok(directory::list(&trees?, output))
+        let trees: Vec<_> = tree::find(self.data, self.local)?.all().cloned().collect();
+        Ok(directory::list(&trees, output))
     }
-}
-
-/// A variable that is set, and not to nothing.
-fn set_variable(name: &str) -> Option<OsString> {
-    variable(name).filter(|value| !value.is_empty())
-}
-
-fn path_variable(name: &str) -> Option<PathBuf> {
-    set_variable(name).map(PathBuf::from)
-}
-
-fn text_variable(name: &str) -> Option<String> {
-    set_variable(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// Where the list goes, and what of it.

@@ -4,9 +4,15 @@
 //! standard error; what a command was asked for goes to standard output.
 
 mod check_config;
+mod gc;
 mod ls;
+mod removals;
+mod rm;
 mod serve;
+mod tree;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -40,6 +46,8 @@ Examples:
       spliceway check-config /etc/spliceway.toml
   Which images are there?
       spliceway ls localhost:5000
+  What would go with this one, and how much space would that free?
+      spliceway rm team/app:1.0 --data /var/lib/spliceway --dry-run
 
 Every flag can be given as a variable, named beside it. Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -48,6 +56,8 @@ enum Command {
     Serve(serve::Serve),
     CheckConfig(check_config::CheckConfig),
     Ls(ls::Ls),
+    Rm(rm::Rm),
+    Gc(gc::Gc),
 }
 
 /// Flags that every subcommand takes.
@@ -100,13 +110,28 @@ impl Cli {
             Command::Serve(serve) => serve.run(logging),
             Command::CheckConfig(check_config) => check_config.run(),
             Command::Ls(ls) => ls.run(logging),
+            Command::Rm(rm) => rm.run(logging),
+            Command::Gc(gc) => gc.run(logging),
         }
     }
 }
 
 /// Looks a variable up in the environment of this process.
-fn variable(name: &str) -> Option<std::ffi::OsString> {
+fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
+}
+
+/// A variable that is set, and not to nothing.
+fn set_variable(name: &str) -> Option<OsString> {
+    variable(name).filter(|value| !value.is_empty())
+}
+
+fn path_variable(name: &str) -> Option<PathBuf> {
+    set_variable(name).map(PathBuf::from)
+}
+
+fn text_variable(name: &str) -> Option<String> {
+    set_variable(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

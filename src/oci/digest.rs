@@ -72,6 +72,14 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The digest whose part after the colon is `hex`; `None` if no digest of this algorithm has it.
+    pub fn from_hex(algorithm: Algorithm, hex: &str) -> Option<Digest> {
+        match algorithm {
+            Algorithm::Sha256 => decode(hex).map(Digest::from_sha256),
+            Algorithm::Sha512 => decode(hex).map(Digest::from_sha512),
+        }
+    }
+
     /// Which algorithm made it.
     pub fn algorithm(&self) -> Algorithm {
         match self.0 {
@@ -117,17 +125,18 @@ impl FromStr for Digest {
         let Some((name, hex)) = input.split_once(':') else {
             return fail("it must be algorithm:hex");
         };
-        match Algorithm::from_name(name) {
-            None => fail("the algorithm must be sha256 or sha512"),
-            Some(Algorithm::Sha256) => match decode(hex) {
-                Some(bytes) => Ok(Digest::from_sha256(bytes)),
-                None => fail("sha256: must be followed by 64 lower-case hexadecimal digits"),
+        let Some(algorithm) = Algorithm::from_name(name) else {
+            return fail("the algorithm must be sha256 or sha512");
+        };
+        Digest::from_hex(algorithm, hex).map_or_else(
+            || {
+                fail(match algorithm {
+                    Algorithm::Sha256 => "sha256: must be followed by 64 lower-case hexadecimal digits",
+                    Algorithm::Sha512 => "sha512: must be followed by 128 lower-case hexadecimal digits",
+                })
             },
-            Some(Algorithm::Sha512) => match decode(hex) {
-                Some(bytes) => Ok(Digest::from_sha512(bytes)),
-                None => fail("sha512: must be followed by 128 lower-case hexadecimal digits"),
-            },
-        }
+            Ok,
+        )
     }
 }
 

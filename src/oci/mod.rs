@@ -12,6 +12,7 @@ pub mod descriptor;
 pub mod digest;
 pub mod error;
 pub mod hasher;
+pub mod image;
 pub mod manifest;
 pub mod media_type;
 pub mod name;
@@ -20,6 +21,7 @@ pub use descriptor::{Descriptor, Platform};
 pub use digest::{Algorithm, Digest, InvalidDigest};
 pub use error::{ErrorCode, error_body};
 pub use hasher::Hasher;
+pub use image::{ImageName, InvalidImageName};
 pub use manifest::{InvalidManifest, Kind, Manifest};
 pub use media_type::Accept;
 pub use name::{

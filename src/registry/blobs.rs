@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, Version, request};
 
+use super::access::{Action, Wish};
 use super::access_log::{CacheState, Record};
 use super::deliver::{Content, Part, deliver};
 use super::handler::Worker;
@@ -87,6 +88,35 @@ impl Registry {
         }
         let Some(remote) = &target.remote else { return Err(ApiError::blob_unknown(digest)) };
         self.absent_blob(worker, head, remote, digest, record).await
+    }
+
+    /// Whether the answer to this HEAD of a blob is a promise: whoever may push here looks for a blob to know whether to
+    /// send it, and names it in a manifest later. So the blob's age begins anew before the answer. Not for the hot lane.
+    pub(super) async fn promises(
+        self: &Arc<Self>,
+        worker: &Worker,
+        head: &request::Parts,
+        peer: SocketAddr,
+        target: &Target,
+        digest: &Digest,
+    ) -> bool {
+        let Ok(repository) = target.pushed_to() else { return false };
+        let held = self.local.find(&worker.files, repository, LinkKind::Layer, digest).await;
+        if !held.is_ok_and(|held| held.value.is_some()) {
+            return false;
+        }
+        let wish = Wish { repository: Some(&target.name), action: Action::Push };
+        if self.access.permit(&head.headers, peer, &[wish]).await.is_err() {
+            return false;
+        }
+        match self.local.promise(repository, digest).await {
+            Ok(promised) => promised,
+            Err(error) => {
+                // A push would fail in the same way, and says so; who only wants to know is answered.
+                tracing::warn!(%digest, %repository, %error, "cannot renew the age of a blob that a client may count on");
+                true
+            }
+        }
     }
 
     /// The blob is not here, or not for this repository.

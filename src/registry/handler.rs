@@ -277,6 +277,16 @@ impl Handler {
             target.remote = None;
         }
         let answer = match route {
+            Route::Blob(_, digest) if head.method == Method::HEAD => {
+                // In a box, so that it does not make the future of a hit larger.
+                let promising = registry.promises(&self.worker, head, record.peer, &target, digest);
+                let is_promise = Box::pin(promising).await;
+                let answer = registry.blob(&self.worker, head, &target, digest, record).await;
+                if is_promise {
+                    record.rests_on = None;
+                }
+                answer
+            }
             Route::Blob(_, digest) => registry.blob(&self.worker, head, &target, digest, record).await,
             Route::Manifest(_, reference) => {
                 registry.manifest(&self.worker, head, &target, reference, record).await

@@ -8,6 +8,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+/// How often a directory may be pruned between its making and its use, before that is an error.
+const PRUNED_MAX: usize = 16;
+
 /// Makes `directory` and its missing parents, each made entry synced in the directory that holds it.
 pub(crate) fn create_dir_all(directory: &Path) -> io::Result<()> {
     let mut made = Syncs::default();
@@ -63,6 +66,11 @@ impl Syncs {
             self.add(File::open(directory)?);
         }
         Ok(())
+    }
+
+    /// What `other` is to sync.
+    fn append(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     /// A file's content, or a directory's entries.
@@ -181,14 +189,16 @@ pub(crate) fn link_new(from: &Path, to: &Path) -> io::Result<bool> {
 pub(crate) fn write_relaxed(temporary: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = Temporary::create(temporary)?;
     file.write(content)?;
-    fs::create_dir_all(parent(path))?;
-    file.replace(path)
+    while_directories_vanish(|| {
+        fs::create_dir_all(parent(path))?;
+        fs::rename(file.path(), path)
+    })
 }
 
 /// Writes `content` at `path` atomically, after all of `before` is on disk; when the call returns, so are `path` and the
 /// directories that lead to it from `top`.
 pub(crate) fn write_after(
-    mut before: Syncs,
+    before: Syncs,
     temporary: &Path,
     path: &Path,
     top: &Path,
@@ -196,13 +206,35 @@ pub(crate) fn write_after(
 ) -> io::Result<()> {
     let mut file = Temporary::create(temporary)?;
     file.write(content)?;
-    before.create_dir_all(parent(path))?;
-    before.add(file.file.try_clone()?);
-    before.run()?;
-    file.replace(path)?;
+    let mut before = Some(before);
+    while_directories_vanish(|| {
+        let mut made = Syncs::default();
+        made.create_dir_all(parent(path))?;
+        // Once only: after an error nothing is known of what was to be synced.
+        if let Some(mut before) = before.take() {
+            before.append(made);
+            before.add(file.file.try_clone()?);
+            before.run()?;
+        } else {
+            made.run()?;
+        }
+        fs::rename(file.path(), path)
+    })?;
     let mut directories = Syncs::default();
     directories.parents(path, top)?;
     directories.run()
+}
+
+/// Does what makes directories and puts something into them; again, a bounded number of times, if one of them was removed
+/// in between: whoever prunes removes directories that are empty.
+pub(crate) fn while_directories_vanish<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..PRUNED_MAX {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result,
+        }
+    }
+    attempt()
 }
 
 /// Removes a file; one that is already gone is no error.

@@ -23,6 +23,7 @@
 //! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest or an image
 //! locks/tags-<00..ff>                     one of 256 shards: setting and removing a tag of `local`
 //! locks/evict                             held by the one process that evicts
+//! locks/gc                                held by the one process that collects garbage or removes images
 //! ```
 //!
 //! What the Docker v1 protocol has is stored as docker-registry 0.9 stores it, at the root of the tree (the first and the
@@ -57,6 +58,11 @@ impl StoredRepository {
     pub fn cached(upstream: &str, canonical: &RepositoryName) -> Self {
         debug_assert!(!upstream.contains('/') && upstream != ".." && !upstream.is_empty());
         Self(Arc::from([upstream, "/", canonical.as_str()].concat()))
+    }
+
+    /// A repository that was found on disk, whose name need not be one that the API takes.
+    pub(crate) fn found(path: &str) -> Self {
+        Self(path.into())
     }
 
     /// The path below `repositories/`.
@@ -210,6 +216,16 @@ impl Layout {
         self.upload_states(repository, id, algorithm).join(offset.to_string())
     }
 
+    /// The blobs that a repository hands out, one directory per algorithm.
+    pub fn layers(&self, repository: &StoredRepository) -> PathBuf {
+        self.repository(repository).join("_layers")
+    }
+
+    /// The digests that a tag ever pointed at, one directory per algorithm.
+    pub fn tag_history(&self, repository: &StoredRepository, tag: &Tag) -> PathBuf {
+        self.tag(repository, tag).join("index")
+    }
+
     /// The manifests of a repository, one directory per algorithm.
     pub fn revisions(&self, repository: &StoredRepository) -> PathBuf {
         let mut path = self.repository(repository);
@@ -282,12 +298,22 @@ impl Layout {
 
     /// The lock file of a digest's shard.
     pub fn lock(&self, digest: &Digest) -> PathBuf {
-        self.locks().join(format!("{:02x}", digest.shard()))
+        self.shard_lock(digest.shard())
     }
 
     /// The lock file of a shard of tags.
     pub fn tag_lock(&self, shard: u8) -> PathBuf {
         self.locks().join(format!("tags-{shard:02x}"))
+    }
+
+    /// The lock that the one who collects garbage or removes images holds.
+    pub fn gc_lock(&self) -> PathBuf {
+        self.locks().join("gc")
+    }
+
+    /// The lock file of a shard, by its number.
+    pub fn shard_lock(&self, shard: u8) -> PathBuf {
+        self.locks().join(format!("{shard:02x}"))
     }
 
     /// The lock that the one evictor of this directory holds.

@@ -24,8 +24,11 @@ pub mod pump;
 mod push;
 pub mod recover;
 mod refs;
+mod stamp;
+pub(crate) mod sweeping;
 pub mod upload;
 mod usage;
+pub mod walk;
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -61,6 +64,13 @@ pub struct StoreOptions {
     pub evictable: bool,
 }
 
+impl StoreOptions {
+    /// For work on a tree from which nothing is served.
+    pub fn without_handles() -> Self {
+        Self { handles_max: NonZeroUsize::MIN, evictable: false }
+    }
+}
+
 /// One tree.
 #[derive(Debug)]
 pub struct Store {
@@ -82,14 +92,19 @@ impl Store {
             durable::create_dir_all(&layout.fills())?;
             durable::create_dir_all(&layout.locks())?;
         }
+        Ok(Self::over(layout, options))
+    }
+
+    /// The tree with these paths, of which nothing is made or looked at yet.
+    pub fn over(layout: Layout, options: StoreOptions) -> Self {
         let content_bytes = if options.evictable { CONTENT_BYTES_CACHE } else { CONTENT_BYTES_LOCAL };
-        Ok(Self {
+        Self {
             handles: handles::Handles::new(options.handles_max, content_bytes),
             layout,
             options,
             usage: Usage::default(),
             listings: Listings::default(),
-        })
+        }
     }
 
     /// The paths of this tree.
@@ -117,7 +132,7 @@ impl Store {
             Some(found) => found,
             None => self.handles.linked(files, &self.layout, repository, kind, digest).await?,
         };
-        self.used(found.value.as_ref());
+        self.used(kind, found.value.as_ref());
         Ok(found)
     }
 
@@ -142,13 +157,14 @@ impl Store {
     /// The blob, whichever repository it belongs to: for a caller that has established the right to it otherwise.
     pub async fn blob(&self, files: &Files, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
         let blob = self.handles.blob(files, &self.layout, digest).await?.value;
-        self.used(blob.as_ref());
+        self.used(LinkKind::Layer, blob.as_ref());
         Ok(blob)
     }
 
-    fn used(&self, blob: Option<&Arc<Blob>>) {
+    /// Records the use of what may be evicted, and of manifests, whose age can count from it.
+    fn used(&self, kind: LinkKind, blob: Option<&Arc<Blob>>) {
         if let Some(blob) = blob
-            && self.options.evictable
+            && (self.options.evictable || kind == LinkKind::Manifest)
         {
             blob.touch(&self.layout);
         }
@@ -311,6 +327,25 @@ impl Store {
         .await
     }
 
+    /// Promises a client that the blob which `repository` links stays for a manifest that it is about to push. `false`:
+    /// there is none, whatever was seen a moment ago.
+    pub async fn promise(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let promised = push::promise(&store.layout, &repository, &digest);
+            if !matches!(promised, Ok(true)) {
+                store.handles.forget_link(&repository, LinkKind::Layer, &digest);
+                store.forget(&digest);
+            }
+            promised
+        })
+        .await
+    }
+
     /// Takes a blob over from another tree into `repository`, durably. `false`: it is not there.
     pub async fn adopt(
         self: &Arc<Self>,
@@ -424,6 +459,18 @@ impl Store {
     /// Forgets an open blob, so that the next look goes to the disk.
     pub fn forget(&self, digest: &Digest) {
         self.handles.forget(digest);
+    }
+
+    /// Forgets where a link leads, which was removed.
+    pub(crate) fn forget_link(&self, repository: &StoredRepository, kind: LinkKind, digest: &Digest) {
+        self.handles.forget_link(repository, kind, digest);
+        renew_generation();
+    }
+
+    /// Forgets what a tag points at, which was removed.
+    pub(crate) fn forget_tag(&self, repository: &StoredRepository, tag: &Tag) {
+        self.handles.forget_tag(repository, tag);
+        renew_generation();
     }
 
     /// Whether somebody in this process is sending this blob.

@@ -5,8 +5,9 @@
 //! so a crash leaves the old state or the new one, never a tag that leads to nothing.
 //!
 //! **Locks.** A manifest is published under the locks of all digests that it needs, taken in one order, and they are looked
-//! at again under them: whoever collects garbage takes the same locks, so a blob is either gone before the client is
-//! answered or it stays.
+//! at again and [stamped](super::stamp) under them, before the manifest is linked: whoever collects garbage takes the same
+//! locks, so a blob is either gone before the client is answered or it stays. How both sides together make sure that no
+//! push is broken is written down in `maintain::sweep`.
 //!
 //! Everything here blocks and belongs on a store thread.
 
@@ -20,7 +21,8 @@ use super::durable::{Durability, Temporary};
 use super::ingest::{ShardLock, lock_shard};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use super::refs;
-use super::upload::{publish_linked, renew};
+use super::stamp::{Stamp, stamp, touch};
+use super::upload::publish_linked;
 use crate::oci::{Digest, Hasher, Tag};
 
 /// A manifest that was pushed and verified.
@@ -51,16 +53,28 @@ pub(super) fn manifest(
     let mut temporary = Temporary::create(&layout.temporary())?;
     temporary.write(&pushed.content)?;
     temporary.sync()?;
-    let _locks = lock_all(layout, pushed.needed.iter().map(|(_, digest)| digest).chain([digest]))?;
-    let absent = |(kind, digest): &&(LinkKind, Digest)| {
-        !refs::is_linked(layout, repository, *kind, digest) || !layout.blob(digest).exists()
-    };
-    let missing: Vec<_> = pushed.needed.iter().filter(absent).map(|(_, digest)| *digest).collect();
+    // A link may lead to another digest than its name says.
+    let target = |(kind, digest): &(LinkKind, Digest)| refs::target(layout, repository, *kind, digest);
+    let targets: Vec<_> = pushed.needed.iter().filter_map(target).collect();
+    let named = pushed.needed.iter().map(|(_, digest)| digest);
+    let _locks = lock_all(layout, named.chain(&targets).chain([digest]))?;
+    let mut missing = Vec::new();
+    for needed in &pushed.needed {
+        let held = target(needed).filter(|target| targets.contains(target));
+        if !held.is_some_and(|target| layout.blob(&target).exists()) {
+            missing.push(needed.1);
+        }
+    }
     if !missing.is_empty() {
         return Ok(Err(missing));
     }
-    let (made, published) = publish_linked(layout, temporary.path(), digest)?;
+    for target in &targets {
+        stamp(&layout.blob(target), Stamp::Claimed)?;
+    }
+    let (made, published) = publish_linked(layout, temporary.path(), digest, Stamp::Claimed)?;
     refs::link_after(published, layout, repository, LinkKind::Manifest, digest)?;
+    // The age of a manifest that is pushed again begins anew, and is never less than that of its claims.
+    touch(&layout.link(repository, LinkKind::Manifest, digest))?;
     if let Some(subject) = &pushed.subject {
         refs::add_referrer(layout, repository, subject, digest)?;
     }
@@ -71,7 +85,10 @@ pub(super) fn manifest(
 }
 
 /// Takes the locks of all these digests, each shard once and in the order of their numbers.
-fn lock_all<'a>(layout: &Layout, digests: impl Iterator<Item = &'a Digest>) -> io::Result<Vec<ShardLock>> {
+pub(crate) fn lock_all<'a>(
+    layout: &Layout,
+    digests: impl Iterator<Item = &'a Digest>,
+) -> io::Result<Vec<ShardLock>> {
     let shards: BTreeMap<_, _> = digests.map(|digest| (digest.shard(), digest)).collect();
     shards.into_values().map(|digest| lock_shard(layout, digest)).collect()
 }
@@ -87,13 +104,36 @@ pub(super) fn link_held(
     digest: &Digest,
 ) -> io::Result<bool> {
     let _shard = lock_shard(layout, digest)?;
-    match renew(&layout.blob(digest)) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
+    if !is_stamped(stamp(&layout.blob(digest), Stamp::Promised))? {
+        return Ok(false);
     }
     refs::link(layout, repository, kind, digest, Durability::Synced)?;
     Ok(true)
+}
+
+/// Promises a client that a blob which `repository` links stays for a manifest that it is about to push. `false`: there is
+/// none.
+///
+/// # Errors
+/// The disk's; nothing is promised then.
+pub(super) fn promise(layout: &Layout, repository: &StoredRepository, digest: &Digest) -> io::Result<bool> {
+    let find = || refs::target(layout, repository, LinkKind::Layer, digest);
+    let Some(target) = find() else { return Ok(false) };
+    let _locks = lock_all(layout, [digest, &target].into_iter())?;
+    // It may have been removed while we waited.
+    if find() != Some(target) {
+        return Ok(false);
+    }
+    is_stamped(stamp(&layout.blob(&target), Stamp::Promised))
+}
+
+/// Absence is an answer, not an error.
+fn is_stamped(stamped: io::Result<()>) -> io::Result<bool> {
+    match stamped {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes a blob over from another tree and links it, durably: the file gets a second name, or is copied where it cannot.
@@ -115,13 +155,13 @@ pub(super) fn adopt(
         Err(error) => return Err(error),
     };
     let mut shard = lock_shard(layout, digest)?;
-    let (made, published) = match publish_linked(layout, &source, digest) {
+    let (made, published) = match publish_linked(layout, &source, digest, Stamp::Promised) {
         Err(error) if matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::TooManyLinks) => {
             // Others need not wait for the copy.
             drop(shard);
             let copy = copied(layout, &source, digest)?;
             shard = lock_shard(layout, digest)?;
-            publish_linked(layout, copy.path(), digest)?
+            publish_linked(layout, copy.path(), digest, Stamp::Promised)?
         }
         // It was evicted a moment ago.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -101,11 +101,28 @@ pub fn scanned(path: &Path, stored: Stored) -> Option<Scanned> {
 /// A directory cannot be read; single files that cannot be removed are logged and left.
 pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
     let mut freed = 0;
+    sweep_each(layout, fill_age, false, |_, bytes| freed += bytes)?;
+    Ok(freed)
+}
+
+/// The same, telling `report` of each file or fill and its bytes; a dry run only tells.
+///
+/// # Errors
+/// See [`sweep`].
+pub fn sweep_each(
+    layout: &Layout,
+    fill_age: Duration,
+    dry_run: bool,
+    mut report: impl FnMut(&Path, u64),
+) -> io::Result<()> {
     for_each_entry(&layout.fills(), |algorithm| {
         if *algorithm == layout.temporary() {
             return for_each_entry(algorithm, |path| {
                 if is_older(path, TEMPORARY_AGE) {
-                    remove_logged(path);
+                    report(path, fs::metadata(path).map_or(0, |meta| meta.len()));
+                    if !dry_run {
+                        remove_logged(path);
+                    }
                 }
                 Ok(())
             });
@@ -119,40 +136,43 @@ pub fn sweep(layout: &Layout, fill_age: Duration) -> io::Result<u64> {
             let is_published = digest.is_some_and(|digest| layout.blob(&digest).exists());
             // The fill of a layer without a digest cannot be resumed.
             let is_useless = is_published || *algorithm == layout.layer_fills();
-            freed += sweep_fill(directory, if is_useless { Duration::ZERO } else { fill_age });
+            let age = if is_useless { Duration::ZERO } else { fill_age };
+            if let Some(freed) = sweep_fill(directory, age, dry_run) {
+                report(directory, freed);
+            }
             Ok(())
         })
-    })?;
-    Ok(freed)
+    })
 }
 
-fn sweep_fill(directory: &Path, age: Duration) -> u64 {
+/// Removes a fill that is older than `age` and that nobody owns. Its bytes; `None` if it stays.
+fn sweep_fill(directory: &Path, age: Duration, dry_run: bool) -> Option<u64> {
     let data = directory.join("data");
     if !data.exists() {
-        if is_older(directory, age) {
+        if is_older(directory, age) && !dry_run {
             remove_logged(&directory.join("state.json"));
             let _ = fs::remove_dir(directory);
         }
-        return 0;
+        return None;
     }
     if !is_older(&data, age) {
-        return 0;
+        return None;
     }
-    let Ok(file) = OpenOptions::new().write(true).open(&data) else { return 0 };
-    if file.try_lock().is_err() {
-        return 0;
-    }
+    let file = OpenOptions::new().write(true).open(&data).ok()?;
+    file.try_lock().ok()?;
     // Its owner may have removed it, and another begun anew under the name, before we got the lock.
-    let Ok(meta) = file.metadata() else { return 0 };
+    let meta = file.metadata().ok()?;
     if fs::metadata(&data).map(|named| named.ino()).ok() != Some(meta.ino()) {
-        return 0;
+        return None;
     }
     let freed = meta.len();
-    tracing::info!(path = %directory.display(), bytes = freed, "removing a fill that nobody came back for");
-    remove_logged(&directory.join("state.json"));
-    remove_logged(&data);
-    let _ = fs::remove_dir(directory);
-    freed
+    if !dry_run {
+        tracing::info!(path = %directory.display(), bytes = freed, "removing a fill that nobody came back for");
+        remove_logged(&directory.join("state.json"));
+        remove_logged(&data);
+        let _ = fs::remove_dir(directory);
+    }
+    Some(freed)
 }
 
 fn for_each_entry(directory: &Path, mut visit: impl FnMut(&PathBuf) -> io::Result<()>) -> io::Result<()> {

@@ -43,8 +43,17 @@ pub(crate) fn is_linked(
     kind: LinkKind,
     digest: &Digest,
 ) -> bool {
-    let held = fs::read_to_string(layout.link(repository, kind, digest));
-    held.is_ok_and(|held| held.trim().parse::<Digest>().is_ok())
+    target(layout, repository, kind, digest).is_some()
+}
+
+/// What `repository` links under `digest`: distribution names a blob by another algorithm, too.
+pub(crate) fn target(
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> Option<Digest> {
+    fs::read_to_string(layout.link(repository, kind, digest)).ok()?.trim().parse().ok()
 }
 
 /// Remembers that `referrer` has `subject` as its subject.
@@ -131,6 +140,31 @@ pub(crate) fn remove_tag(
     durability: Durability,
 ) -> io::Result<bool> {
     let _lock = lock_tag(layout, repository, tag, durability)?;
+    let there = remove_tag_locked(layout, repository, tag, only)?;
+    if there && durability == Durability::Synced {
+        durable::sync_dir(&layout.tags(repository))?;
+    }
+    Ok(there)
+}
+
+/// Removes a tag of `local` with its history if it points at `only`. Says whether it did; the caller syncs the directory of
+/// the tags.
+pub(crate) fn take_tag(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+    only: &Digest,
+) -> io::Result<bool> {
+    let _lock = lock_tag(layout, repository, tag, Durability::Synced)?;
+    remove_tag_locked(layout, repository, tag, Some(only))
+}
+
+fn remove_tag_locked(
+    layout: &Layout,
+    repository: &StoredRepository,
+    tag: &Tag,
+    only: Option<&Digest>,
+) -> io::Result<bool> {
     if let Some(only) = only
         && tagged(layout, repository, tag)? != Some(*only)
     {
@@ -139,13 +173,9 @@ pub(crate) fn remove_tag(
     // `current` first: from then on the tag does not exist, whatever happens to the rest.
     let there = durable::remove_if_there(&layout.tag_current(repository, tag))?;
     match fs::remove_dir_all(layout.tag(repository, tag)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(there),
     }
-    if there && durability == Durability::Synced {
-        durable::sync_dir(&layout.tags(repository))?;
-    }
-    Ok(there)
 }
 
 /// Removes a link, durably; its directory stays, as distribution leaves it. Says whether there was one.

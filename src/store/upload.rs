@@ -45,6 +45,7 @@ use super::ingest::{link_blob, lock_shard};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use super::pump::Sink;
 use super::refs;
+use super::stamp::{Stamp, stamp};
 use crate::oci::{Algorithm, Digest, Hasher};
 use states::States;
 
@@ -156,16 +157,24 @@ impl Upload {
         limits: &UploadLimits,
     ) -> io::Result<Option<Box<Self>>> {
         let uploads = layout.uploads(repository);
-        // What is made here is part of the way to later links, which must not lose it.
-        durable::create_dir_all(&uploads)?;
-        if fs::read_dir(&uploads)?.take(limits.sessions_max).count() == limits.sessions_max {
+        let is_full = || {
+            durable::while_directories_vanish(|| {
+                // What is made here is part of the way to later links, which must not lose it.
+                durable::create_dir_all(&uploads)?;
+                Ok(fs::read_dir(&uploads)?.take(limits.sessions_max).count() == limits.sessions_max)
+            })
+        };
+        if is_full()? {
             sweep(layout, repository, limits.expiry)?;
-            if fs::read_dir(&uploads)?.take(limits.sessions_max).count() == limits.sessions_max {
+            if is_full()? {
                 return Ok(None);
             }
         }
         let id = UploadId::random()?;
-        fs::create_dir(layout.upload(repository, &id))?;
+        durable::while_directories_vanish(|| {
+            durable::create_dir_all(&uploads)?;
+            fs::create_dir(layout.upload(repository, &id))
+        })?;
         let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         fs::write(layout.upload_started(repository, &id), &started)?;
         let file = OpenOptions::new()
@@ -348,7 +357,7 @@ impl Upload {
         self.data.file().sync_data()?;
         let data = self.layout.upload_data(&self.repository, &self.id);
         let _shard = lock_shard(&self.layout, digest)?;
-        let (made, published) = publish_linked(&self.layout, &data, digest)?;
+        let (made, published) = publish_linked(&self.layout, &data, digest, Stamp::Promised)?;
         refs::link_after(published, &self.layout, &self.repository, LinkKind::Layer, digest)?;
         remove_session(&self.layout, &self.repository, &self.id)?;
         Ok(if made { size } else { 0 })
@@ -400,20 +409,18 @@ fn parted(layout: &Layout, mut shared: File, path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives a synced file its blob's name, under the digest's lock. Says whether the name was free; if not, the blob's age
-/// begins anew. The blob is there for good once what is returned has run.
-pub(super) fn publish_linked(layout: &Layout, data: &Path, digest: &Digest) -> io::Result<(bool, Syncs)> {
+/// Gives a synced file its blob's name, under the digest's lock. Says whether the name was free; in any case the blob's age
+/// begins anew, as its file may be older than its name. The blob is there for good once what is returned has run.
+pub(super) fn publish_linked(
+    layout: &Layout,
+    data: &Path,
+    digest: &Digest,
+    how: Stamp,
+) -> io::Result<(bool, Syncs)> {
     let target = layout.blob(digest);
     let (made, published) = link_blob(layout, &target, || durable::link_new(data, &target))?;
-    if !made {
-        renew(&target)?;
-    }
+    stamp(&target, how)?;
     Ok((made, published))
-}
-
-/// A blob that is pushed again is as young as a new one to those who collect garbage.
-pub(super) fn renew(blob: &Path) -> io::Result<()> {
-    File::options().write(true).open(blob)?.set_modified(SystemTime::now())
 }
 
 /// Removes the sessions of a repository that are over. How many.
@@ -421,36 +428,55 @@ pub(super) fn renew(blob: &Path) -> io::Result<()> {
 /// # Errors
 /// The directory cannot be read; a session that cannot be removed is logged and left.
 pub fn sweep(layout: &Layout, repository: &StoredRepository, expiry: Duration) -> io::Result<usize> {
+    let mut removed = 0;
+    each_over(layout, repository, expiry, |id, _| match remove_session(layout, repository, id) {
+        Ok(()) => removed += 1,
+        Err(error) => tracing::warn!(%repository, upload = %id, %error, "cannot remove an upload"),
+    })?;
+    Ok(removed)
+}
+
+/// Calls `visit` for each session of a repository that is over, which nobody can go on with meanwhile, with the bytes that
+/// it takes.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(crate) fn each_over(
+    layout: &Layout,
+    repository: &StoredRepository,
+    expiry: Duration,
+    mut visit: impl FnMut(&UploadId, u64),
+) -> io::Result<()> {
     let entries = match fs::read_dir(layout.uploads(repository)) {
         Ok(entries) => entries,
-        Err(error) if is_absence(&error) => return Ok(0),
+        Err(error) if is_absence(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let mut removed = 0;
     for entry in entries {
         let name = entry?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse::<UploadId>().ok()) else { continue };
-        let data = layout.upload_data(repository, &id);
-        let file = OpenOptions::new().write(true).open(&data);
+        // Held until it was visited.
+        let file = OpenOptions::new().write(true).open(layout.upload_data(repository, &id));
         let over = match &file {
-            Ok(file) => {
-                let modified = file.metadata().and_then(|meta| meta.modified());
-                modified.is_ok_and(|modified| is_over(modified, expiry)) && file.try_lock().is_ok()
-            }
+            Ok(file) => match file.metadata() {
+                Ok(meta) if meta.modified().is_ok_and(|at| is_over(at, expiry)) => {
+                    // What shares its file with a blob frees nothing.
+                    file.try_lock().is_ok().then_some(if meta.nlink() > 1 { 0 } else { meta.len() })
+                }
+                _ => None,
+            },
             // Without data it is none; it may be about to get some.
             Err(error) if is_absence(error) => fs::metadata(layout.upload(repository, &id))
                 .and_then(|meta| meta.modified())
-                .is_ok_and(|modified| is_over(modified, expiry)),
-            Err(_) => false,
+                .is_ok_and(|at| is_over(at, expiry))
+                .then_some(0),
+            Err(_) => None,
         };
-        if over {
-            match remove_session(layout, repository, &id) {
-                Ok(()) => removed += 1,
-                Err(error) => tracing::warn!(%repository, upload = %id, %error, "cannot remove an upload"),
-            }
+        if let Some(bytes) = over {
+            visit(&id, bytes);
         }
     }
-    Ok(removed)
+    Ok(())
 }
 
 /// A clock that stepped back makes a session young.
@@ -458,7 +484,12 @@ fn is_over(modified: SystemTime, expiry: Duration) -> bool {
     SystemTime::now().duration_since(modified).is_ok_and(|age| age > expiry)
 }
 
-fn remove_session(layout: &Layout, repository: &StoredRepository, id: &UploadId) -> io::Result<()> {
+/// Ends a session that nobody is writing to.
+pub(crate) fn remove_session(
+    layout: &Layout,
+    repository: &StoredRepository,
+    id: &UploadId,
+) -> io::Result<()> {
     // The data first: from then on there is no session, whatever happens to the rest.
     durable::remove_file(&layout.upload_data(repository, id))?;
     match fs::remove_dir_all(layout.upload(repository, id)) {

@@ -1,43 +1,10 @@
 //! The images of trees on disk.
 
 use std::io::{self, Write};
-use std::path::Path;
 
-use super::{Output, Unusable};
+use super::Output;
 use crate::oci::RepositoryName;
 use crate::store::{Layout, Listings, Page, StoredRepository};
-
-/// Where distribution keeps everything, below its root directory.
-const PLAIN: &str = "docker/registry/v2";
-
-/// The trees of a data directory.
-pub(super) fn data(directory: &Path) -> Result<Vec<Layout>, Unusable> {
-    let trees: Vec<_> = ["local", "cache"].map(|tree| directory.join(tree)).into();
-    let trees: Vec<_> = trees.into_iter().filter(|tree| tree.is_dir()).map(Layout::new).collect();
-    if !trees.is_empty() {
-        return Ok(trees);
-    }
-    let shown = directory.display();
-    Err(Unusable::Missing(if !directory.is_dir() {
-        format!("{shown} is not there; name the data directory with --data, or a registry's URL")
-    } else if directory.join(PLAIN).is_dir() {
-        format!("{shown} is a plain registry directory: use --local {shown}")
-    } else {
-        format!("{shown} holds neither local nor cache: it is no data directory")
-    }))
-}
-
-/// The tree of a plain registry directory, or of what distribution made in it.
-pub(super) fn plain(directory: &Path) -> Result<Vec<Layout>, Unusable> {
-    if directory.join(PLAIN).is_dir() {
-        return Ok(vec![Layout::new(directory)]);
-    }
-    if ["repositories", "blobs"].iter().any(|part| directory.join(part).is_dir()) {
-        return Ok(vec![Layout::of_registry(directory)]);
-    }
-    let shown = directory.display();
-    Err(Unusable::Missing(format!("{shown} is no registry directory: there is no {PLAIN} in it")))
-}
 
 /// Lists what the trees hold together.
 ///

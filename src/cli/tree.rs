@@ -1,0 +1,114 @@
+//! Which directories a command is about: `--data`, `--local`, and the variables that stand for them.
+
+use std::path::{Path, PathBuf};
+
+use super::path_variable;
+use crate::store::Layout;
+
+/// Where a data directory is if nothing says so: as `serve` has it.
+const DATA_DEFAULT: &str = "./spliceway-data";
+/// Where distribution keeps everything, below its root directory.
+const PLAIN: &str = "docker/registry/v2";
+
+/// Why there is nothing to work on.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// What was asked for makes no sense.
+    Usage(String),
+    /// It makes sense, and is not there.
+    Missing(String),
+}
+
+/// The trees that a command is about.
+#[derive(Debug)]
+pub(super) struct Trees {
+    /// What clients pushed.
+    pub(super) local: Option<Layout>,
+    /// What was fetched.
+    pub(super) cache: Option<Layout>,
+}
+
+impl Trees {
+    /// Both, as far as they are there.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Layout> {
+        self.local.iter().chain(&self.cache)
+    }
+}
+
+/// The trees that the flags name, or else the variables `SPLICEWAY_DATA` and `REGISTRY_DATA_DIR`, or else the default.
+pub(super) fn find(data: Option<PathBuf>, local: Option<PathBuf>) -> Result<Trees, Unusable> {
+    if let Some(local) = local {
+        plain(&local)
+    } else if let Some(data) = data.or_else(|| path_variable("SPLICEWAY_DATA")) {
+        of_data(&data)
+    } else if let Some(registry) = path_variable("REGISTRY_DATA_DIR") {
+        plain(&registry)
+    } else {
+        of_data(DATA_DEFAULT.as_ref())
+    }
+}
+
+/// The trees of a data directory.
+fn of_data(directory: &Path) -> Result<Trees, Unusable> {
+    let tree = |name| Some(directory.join(name)).filter(|tree| tree.is_dir()).map(Layout::new);
+    let trees = Trees { local: tree("local"), cache: tree("cache") };
+    if trees.all().next().is_some() {
+        return Ok(trees);
+    }
+    let shown = directory.display();
+    Err(Unusable::Missing(if !directory.is_dir() {
+        format!("{shown} is not there; name the data directory with --data, or a registry's URL")
+    } else if directory.join(PLAIN).is_dir() {
+        format!("{shown} is a plain registry directory: use --local {shown}")
+    } else {
+        format!("{shown} holds neither local nor cache: it is no data directory")
+    }))
+}
+
+/// The tree of a plain registry directory, or of what distribution made in it.
+fn plain(directory: &Path) -> Result<Trees, Unusable> {
+    if directory.join(PLAIN).is_dir() {
+        return Ok(Trees { local: Some(Layout::new(directory)), cache: None });
+    }
+    if ["repositories", "blobs"].iter().any(|part| directory.join(part).is_dir()) {
+        // Locks are beside what they are for, where a server on the same tree looks for them.
+        let root = directory.ends_with(PLAIN).then(|| directory.ancestors().nth(3)).flatten();
+        let root = root.map(|root| if root.as_os_str().is_empty() { Path::new(".") } else { root });
+        return Ok(Trees {
+            local: Some(root.map_or_else(|| Layout::of_registry(directory), Layout::new)),
+            cache: None,
+        });
+    }
+    let shown = directory.display();
+    Err(Unusable::Missing(format!("{shown} is no registry directory: there is no {PLAIN} in it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_that_distribution_made_is_found_from_inside_with_the_locks_of_its_root() {
+        let home = tempfile::tempdir().unwrap();
+        let inside = home.path().join(PLAIN);
+        std::fs::create_dir_all(inside.join("blobs")).unwrap();
+        for given in [home.path(), &inside] {
+            let local = plain(given).unwrap().local.unwrap();
+            assert_eq!(local.root(), home.path());
+            assert_eq!(local.blobs(), inside.join("blobs"));
+        }
+        let elsewhere = home.path().join("elsewhere");
+        std::fs::create_dir_all(elsewhere.join("repositories")).unwrap();
+        assert_eq!(plain(&elsewhere).unwrap().local.unwrap().root(), elsewhere);
+        assert!(matches!(plain(&home.path().join("docker")), Err(Unusable::Missing(_))));
+    }
+
+    #[test]
+    fn data_directory_has_one_tree_at_least() {
+        let home = tempfile::tempdir().unwrap();
+        assert!(matches!(of_data(home.path()), Err(Unusable::Missing(_))));
+        std::fs::create_dir(home.path().join("cache")).unwrap();
+        let trees = of_data(home.path()).unwrap();
+        assert!(trees.local.is_none() && trees.cache.is_some());
+    }
+}

@@ -1,0 +1,122 @@
+//! What of one repository goes: tags first, then manifests, those that need others before these.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
+use std::time::SystemTime;
+
+use super::contents::{Choice, Contents, Revision};
+use super::mark::Gone;
+use super::sweep::{Removed, Sweeper, Went};
+use crate::oci::{Digest, Tag};
+use crate::store::StoredRepository;
+
+/// What of one repository goes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) repository: StoredRepository,
+    /// With what they were seen to point at.
+    tags: Vec<(Tag, Digest)>,
+    /// In this order.
+    revisions: Vec<(Digest, Revision)>,
+    /// What manifests are linked under, where it is not their digest.
+    names: HashMap<Digest, Digest>,
+    /// What manifests that stay name as their blobs.
+    kept_blobs: HashSet<Digest>,
+}
+
+/// What went, and what of the plan did not.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// What the removed manifests named, and their own digests, with the newest time at which one of those was pushed.
+    pub(super) released: BTreeMap<Digest, SystemTime>,
+    /// What the others name that were to be removed.
+    pub(super) kept: HashSet<Digest>,
+}
+
+impl Plan {
+    pub(super) fn new(repository: &StoredRepository, mut contents: Contents, choice: &Choice) -> Self {
+        let order = contents.parents_first(&choice.revisions);
+        let tag = |tag: &Tag| Some((tag.clone(), contents.tags.get(tag)?.current));
+        let tags = choice.tags.iter().filter_map(tag).collect();
+        let taken = |digest: Digest| contents.revisions.remove(&digest).map(|revision| (digest, revision));
+        let revisions = order.into_iter().filter_map(taken).collect();
+        let staying = contents.revisions.into_values();
+        Self {
+            repository: repository.clone(),
+            tags,
+            revisions,
+            names: contents.names,
+            kept_blobs: staying.flat_map(|revision| revision.blobs).collect(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.revisions.is_empty()
+    }
+
+    /// The same as something that a look at the tree takes for done.
+    pub(super) fn note(&self, gone: &mut Gone) {
+        let gone = gone.of(&self.repository);
+        gone.tags.extend(self.tags.iter().map(|(tag, _)| tag.clone()));
+        gone.revisions.extend(self.revisions.iter().map(|(digest, _)| *digest));
+    }
+
+    /// Whether somebody relies on a part of it since it was made, as far as can be seen without locks.
+    pub(super) fn is_out_of_date(&self, sweeper: &Sweeper<'_>) -> bool {
+        self.revisions.iter().any(|(_, revision)| sweeper.is_relied_on(&revision.target))
+    }
+
+    /// The blobs that no manifest of the repository names any more once this is done.
+    pub(super) fn orphans(&self) -> BTreeSet<Digest> {
+        let blobs = self.revisions.iter().flat_map(|(_, revision)| &revision.blobs);
+        blobs.filter(|digest| !self.kept_blobs.contains(digest)).copied().collect()
+    }
+
+    /// Does it; each step is on disk before the next begins. What somebody relies on meanwhile, and what cannot be removed,
+    /// stays, with all that it needs.
+    pub(super) fn carry_out(&self, sweeper: &mut Sweeper<'_>) -> Carried {
+        let mut stays = HashSet::new();
+        for (tag, current) in &self.tags {
+            if !sweeper.tag(&self.repository, tag, current) {
+                stays.insert(self.name(current));
+            }
+        }
+        let mut carried = Carried::default();
+        if let Err(error) = sweeper.sync_tags(&self.repository) {
+            return self.given_up(sweeper, error);
+        }
+        for (digest, revision) in &self.revisions {
+            let went = if stays.contains(digest) {
+                Went::Relied
+            } else {
+                let subject = revision.subject.as_ref();
+                sweeper.manifest(&self.repository, digest, &revision.target, subject)
+            };
+            if matches!(went, Went::Relied | Went::Failed) {
+                stays.extend(revision.needs().map(|needed| self.name(needed)));
+                carried.kept.extend(revision.named());
+                continue;
+            }
+            for named in revision.named() {
+                let newest = carried.released.entry(*named).or_insert(revision.pushed);
+                *newest = revision.pushed.max(*newest);
+            }
+        }
+        match sweeper.sync_manifests(&self.repository) {
+            Ok(()) => carried,
+            Err(error) => self.given_up(sweeper, error),
+        }
+    }
+
+    /// It is not known what is on disk: nothing that depends on it may follow.
+    fn given_up(&self, sweeper: &mut Sweeper<'_>, error: io::Error) -> Carried {
+        let directory = sweeper.layout().repository(&self.repository);
+        sweeper.failed(Removed::Directory(directory), error);
+        let kept = self.revisions.iter().flat_map(|(_, revision)| revision.named()).copied().collect();
+        Carried { released: BTreeMap::new(), kept }
+    }
+
+    fn name(&self, digest: &Digest) -> Digest {
+        self.names.get(digest).copied().unwrap_or(*digest)
+    }
+}
