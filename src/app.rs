@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main thread     accepts connections, signals, admin endpoints, eviction
+//! maintenance     one thread of the lowest priority, and a few of its own for what blocks: the schedule of jobs
 //! worker threads  one per core: a current-thread runtime, a ring, the connections handed to it,
 //!                 the fills begun by them
 //! ```
@@ -10,6 +11,7 @@
 //! metrics. SIGTERM or SIGINT drains: no connection is accepted any more, answers under way are finished, then the process
 //! ends; a second signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
 
+mod maintenance;
 mod service;
 mod trees;
 
@@ -24,12 +26,11 @@ use std::time::Duration;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::LocalSet;
 
 use crate::accel::{Accel, AccelError, Fronts};
 use crate::admin::{self, Readiness};
 use crate::config::{Config, ConfigError, ServerConfig};
-use crate::maintain::evict::{self, EvictionOptions};
 use crate::metrics::Metrics;
 use crate::registry::access::AccessError;
 use crate::registry::{Handler, Site};
@@ -40,6 +41,7 @@ use crate::sys::keep_freed_memory;
 use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
 use crate::upstream::UpstreamConfigError;
+use maintenance::Maintenance;
 use service::SiteService;
 use trees::Trees;
 
@@ -124,17 +126,20 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
     let shared = Arc::new(RwLock::new(Arc::new(site)));
     let fronts = Arc::new(RwLock::new(Arc::new(fronts)));
     let (done, workers) = mpsc::unbounded_channel();
+    let counters = Arc::<Counters>::default();
     let crew = Crew {
         site: Arc::clone(&shared),
         fronts: Arc::clone(&fronts),
         options: Arc::new(server_options(&config.server, files_max)),
-        counters: Arc::default(),
+        counters: Arc::clone(&counters),
         metrics: metrics.clone(),
         use_ring,
         phases,
         done,
     };
     let threads = crew.start(seats)?;
+    let maintenance =
+        Maintenance::start(metrics.clone()).map_err(Error::system("start the maintenance thread"))?;
 
     let application = Application {
         config,
@@ -147,7 +152,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         doors: Arc::new(doors),
         phase,
         readiness: Readiness::default(),
-        evictors: Vec::new(),
+        counters,
+        maintenance,
     };
     let runtime = runtime().map_err(Error::system("start the runtime"))?;
     let served = LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload));
@@ -324,7 +330,8 @@ struct Application {
     doors: Arc<Doors>,
     phase: watch::Sender<Phase>,
     readiness: Readiness,
-    evictors: Vec<JoinHandle<()>>,
+    counters: Arc<Counters>,
+    maintenance: Maintenance,
 }
 
 impl Application {
@@ -353,11 +360,12 @@ impl Application {
         if let Some(listener) = admin {
             let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
             eprintln!("admin on http://{address}");
-            let (metrics, readiness, doors) =
-                (self.metrics.clone(), self.readiness.clone(), Arc::clone(&self.doors));
+            let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
+            let (doors, counters) = (Arc::clone(&self.doors), Arc::clone(&self.counters));
             tokio::task::spawn_local(async move {
                 let sample = move |metrics: &Metrics| {
                     metrics.set_connections_open(doors.open_connections());
+                    metrics.set_stalled_connections(counters.stalled_connections());
                     metrics.set_unmatched_regions(server::unmatched_regions());
                 };
                 if let Err(error) = admin::serve(listener, metrics, readiness, Rc::new(sample)).await {
@@ -365,7 +373,7 @@ impl Application {
                 }
             });
         }
-        self.start_evictors();
+        self.maintenance.set(&self.config, &self.trees);
         self.readiness.ready();
         let workers_at_start = self.config.server.workers;
         tracing::info!(workers = workers_at_start, version = env!("CARGO_PKG_VERSION"), "serving");
@@ -394,6 +402,7 @@ impl Application {
             let connections = self.doors.open_connections();
             tracing::info!(connections, "ending: answers under way are finished first");
             self.phase.send_replace(Phase::Drain);
+            self.maintenance.end_jobs();
         } else {
             tracing::warn!("a second signal: ending at once");
             self.phase.send_replace(Phase::Cut);
@@ -433,24 +442,8 @@ impl Application {
         drop(current);
         renew_generation();
         self.config = Config { server: self.config.server.clone(), ..config };
-        self.start_evictors();
+        self.maintenance.set(&self.config, &self.trees);
         tracing::info!("configuration reloaded");
-    }
-
-    /// One evictor per registry; those of an older configuration end.
-    fn start_evictors(&mut self) {
-        for evictor in self.evictors.drain(..) {
-            evictor.abort();
-        }
-        for registry in &self.config.registries {
-            let Some(fills) = self.trees.fills(&registry.cache) else { continue };
-            let options = EvictionOptions { max_size: registry.max_size, min_free: registry.min_free };
-            self.evictors.push(tokio::task::spawn_local(evict::run(
-                Arc::clone(fills.store()),
-                options,
-                self.metrics.clone(),
-            )));
-        }
     }
 }
 

@@ -33,6 +33,11 @@ impl Trees {
         self.cache.get(cache).cloned()
     }
 
+    /// What was pushed, of a tree that is open.
+    pub(super) fn local(&self, local: &Path) -> Option<Arc<Store>> {
+        self.local.get(local).cloned()
+    }
+
     /// The registries and the fronts of a configuration; `numbers` says which of them have listeners of their own. Over
     /// trees that are open already where it names the same directories.
     pub(super) fn site(

@@ -1,6 +1,5 @@
 //! `[maintenance]` from what was typed to what can be used: what `serve` does by itself to stay healthy, and how often.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use toml::Spanned;
 use super::error::{ConfigError, Origin};
 use super::field::{DAY, Field, HOUR, MIB, SECOND, SIZE_MAX, Source, duration_text};
 use super::raw::{self, Scalar, Setting};
+use crate::maintain::gc::ExpireFrom;
 
 /// What is meant to be rarer is meant to be off.
 const INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_hours(24 * 365);
@@ -43,30 +43,8 @@ pub struct MaintenanceConfig {
     pub scrub_repair: bool,
 }
 
-/// What a manifest's age is counted from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpireFrom {
-    /// When it was pushed last.
-    Push,
-    /// When it was pushed or pulled last.
-    Pull,
-}
-
-impl ExpireFrom {
-    /// The word that stands for it in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Push => "push",
-            Self::Pull => "pull",
-        }
-    }
-}
-
-impl fmt::Display for ExpireFrom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+/// The words for what a manifest's age is counted from.
+const SOURCES: [(&str, ExpireFrom); 2] = [("push", ExpireFrom::Push), ("pull", ExpireFrom::Pull)];
 
 /// What the file says, or the defaults.
 pub(super) fn check(
@@ -78,14 +56,13 @@ pub(super) fn check(
     let raw = raw.map(Spanned::into_inner).unwrap_or_default();
     let field = |key, setting: Setting<Scalar>| source.field("[maintenance]", &at, key, setting);
     let every = |key, setting, default| field(key, setting).duration_or_off(default, INTERVAL);
-    let sources = [ExpireFrom::Push, ExpireFrom::Pull].map(|from| (from.as_str(), from));
     let checked = MaintenanceConfig {
         gc: every("gc", raw.gc, Some(DAY))?,
         gc_grace: field("gc_grace", raw.gc_grace).duration(DAY, Duration::ZERO..=AGE_MAX)?,
         gc_untagged: switch(&field("gc_untagged", raw.gc_untagged), false)?,
         expire_manifests: field("expire_manifests", raw.expire_manifests)
             .duration_or_off(None, SECOND..=AGE_MAX)?,
-        expire_from: field("expire_from", raw.expire_from).choice(ExpireFrom::Push, &sources)?,
+        expire_from: field("expire_from", raw.expire_from).choice(ExpireFrom::Push, &SOURCES)?,
         uploads: every("uploads", raw.uploads, Some(HOUR))?,
         scrub: every("scrub", raw.scrub, None)?,
         scrub_rate: field("scrub_rate", raw.scrub_rate).size(SCRUB_RATE, MIB..=SIZE_MAX)?,
@@ -100,6 +77,11 @@ fn switch(field: &Field<'_, Scalar>, default: bool) -> Result<bool, ConfigError>
 }
 
 impl MaintenanceConfig {
+    /// The word for what a manifest's age is counted from.
+    pub(super) fn expire_from_word(&self) -> &'static str {
+        SOURCES.iter().find(|(_, from)| *from == self.expire_from).map_or("", |(word, _)| word)
+    }
+
     /// What can be used but is hardly meant.
     fn warn(&self, warnings: &mut Vec<String>) {
         if self.gc.is_some() && self.gc_grace < GRACE_USUAL {

@@ -36,7 +36,7 @@ use url::Url;
 pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
-pub use self::maintenance::{ExpireFrom, MaintenanceConfig};
+pub use self::maintenance::MaintenanceConfig;
 pub use self::v1::V1Config;
 use crate::accel::AccelOptions;
 use crate::registry::access::AccessOptions;

@@ -60,7 +60,7 @@ fn maintenance(table: &mut Table, maintenance: &MaintenanceConfig) {
     table.duration("gc_grace", maintenance.gc_grace);
     table.plain("gc_untagged", maintenance.gc_untagged);
     table.duration_or_off("expire_manifests", maintenance.expire_manifests);
-    table.text("expire_from", maintenance.expire_from);
+    table.text("expire_from", maintenance.expire_from_word());
     table.duration_or_off("uploads", maintenance.uploads);
     table.duration_or_off("scrub", maintenance.scrub);
     table.size("scrub_rate", maintenance.scrub_rate);

@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::maintain::gc::ExpireFrom;
 
 fn no_variables(_: &str) -> Option<OsString> {
     None

@@ -1,26 +1,43 @@
 //! Eviction: `cache` stays within `max_size`, and the filesystem keeps `min_free`.
 //!
 //! **Who goes first**: the blobs used longest ago (their access time, which serving sets every few minutes, or what this
-//! process remembers). Never one that this process is sending, one that is being filled, or anything in `local`. A blob
-//! that another process sends keeps its bytes until that process closes it: unlinking does not take an open file away.
-//! Layers of the Docker v1 protocol count and go like blobs, whether they are being sent or not; the rest of their images,
-//! which is small, stays.
+//! process remembers). Never one that this process is sending, one that is being filled, one that a [pinned](super::pins)
+//! repository links, or anything in `local`. Layers of the Docker v1 protocol count and go like blobs, whether they are being
+//! sent or not; the rest of their images, which is small, stays.
 //!
-//! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every `RESCAN_EVERY`; victims come
-//! from a scan with a heap of at most `VICTIMS_MAX`. Links to an evicted blob stay: they remember that upstream let
-//! the repository have it, and the next request fills it again.
+//! **What is free when.** A blob that somebody else has open, such as another process or a slow reader of its fill, keeps
+//! its bytes until it is closed: unlinking does not take an open file away. Such bytes count as taken until then
+//! ([`Departing`]). For half a minute nothing else goes in their place, as most are free by then; after that they
+//! are part of what the cache takes. A blob whose file has a name in `local` too (a push took it over) takes no space of its
+//! own: it counts for `max_size`, and does not go for `min_free`.
 //!
-//! **Runs at once**: one task per registry, its scans and removals on a store thread. Of the processes on a directory one
-//! evicts at a time (flock on `locks/evict`). A crash loses nothing: the next scan sees what is there.
+//! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every `RESCAN_EVERY`, or
+//! `RESCAN_SHARE` times as long as a scan takes; victims come from a scan with a heap of at most `VICTIMS_MAX`. Links to an
+//! evicted blob stay for a while (see [`super::stale`]): they remember that upstream let the repository have it, and the
+//! next request fills it again.
+//!
+//! **Runs at once**: one task per registry. Scans that nothing waits for run in the [background](super::background), and end
+//! early when there is something to evict; what makes room runs on a store thread of the main thread, apart from the
+//! workers'. Of the processes on a directory one evicts at a time (flock on `locks/evict`). A crash loses nothing: the next
+//! scan sees what is there.
+//!
+//! [`Departing`]: crate::store::Departing
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::metrics::Metrics;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+use super::Stop;
+use super::background::{Background, Work};
+use super::fingerprints::Fingerprints;
+use super::pins::Pins;
+use crate::metrics::{MaintenanceMetrics, Outcome};
 use crate::store::images::{self, ImageFile};
 use crate::store::ingest::lock_shard;
 use crate::store::recover::{self, FILL_AGE, Scanned};
@@ -28,99 +45,253 @@ use crate::store::{Store, Stored};
 
 /// How often the tree is scanned although nothing seems to have grown: other processes may share it.
 const RESCAN_EVERY: Duration = Duration::from_mins(5);
+/// A scan of a large tree is repeated only after this many times as long as it took.
+const RESCAN_SHARE: u32 = 50;
 /// Candidates that one scan keeps.
-const VICTIMS_MAX: usize = 4096;
+const VICTIMS_MAX: usize = 16_384;
 /// Once over a bound, this share of it is freed beyond, so that not every blob costs a scan.
 const SLACK_DIVISOR: u64 = 50;
 /// Scans that one round makes before it gives up for now.
 const SCANS_MAX: usize = 64;
-/// The pause after a round, so that a stream of small blobs does not cause a scan each.
+/// The pause after a round, so that a stream of small blobs does not cause a scan each. At least as long as the round took.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a round that could not do what it should: what is left in the cache is in use or pinned.
+const PAUSE_IN_VAIN: Duration = Duration::from_secs(2);
+/// How often what was evicted while it was open is looked at again.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// Under pressure, an interrupted fill that nobody came back for within this time goes before any blob.
 const FILL_AGE_UNDER_PRESSURE: Duration = Duration::from_mins(10);
 
 /// The bounds of one cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EvictionOptions {
     /// Bytes that the tree may hold; `None`: no bound but the disk.
     pub max_size: Option<u64>,
     /// Bytes that are to stay free on the filesystem.
     pub min_free: u64,
+    /// What never goes.
+    pub pins: Pins,
 }
 
-/// Keeps `store` within its bounds until the future is dropped.
-pub async fn run(store: Arc<Store>, options: EvictionOptions, metrics: Metrics) {
-    let sweeping = store.blocking(|store| recover::sweep(store.layout(), FILL_AGE)).await;
-    if let Err(error) = sweeping {
-        tracing::warn!(%error, "cannot sweep what a crash may have left behind");
-    }
-    let mut rescan = tokio::time::interval(RESCAN_EVERY);
-    loop {
-        // The first tick is at once: the scan at start.
-        let full_scan = tokio::select! {
-            _ = rescan.tick() => true,
-            () = store.usage().grown() => false,
-        };
-        let metrics = metrics.clone();
-        let round = store.blocking(move |store| Round { store, options, metrics: &metrics }.run(full_scan));
-        if let Err(error) = round.await {
-            tracing::error!(%error, "eviction failed: the cache may outgrow its bounds");
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-struct Round<'a> {
-    store: &'a Store,
+/// Keeps `store`, the cache of the registry of this name, within its bounds until the future is dropped.
+pub async fn run(
+    store: Arc<Store>,
     options: EvictionOptions,
-    metrics: &'a Metrics,
+    background: Background,
+    metrics: MaintenanceMetrics,
+) {
+    let mut settle = interval(SETTLE_EVERY);
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let keeper = Arc::new(Keeper { store, options, metrics });
+    // The scan at start comes with the sweep of what a crash may have left behind.
+    let mut scanning = Some(Scanning::begin(&keeper, &background, true));
+    let mut rescan_at = Instant::now();
+    loop {
+        tokio::select! {
+            result = ended(&mut scanning) => {
+                rescan_at = Instant::now() + rescan_after(result);
+                scanning = None;
+            }
+            () = sleep_until(rescan_at), if scanning.is_none() => {
+                scanning = Some(Scanning::begin(&keeper, &background, false));
+                continue;
+            }
+            () = keeper.store.usage().grown() => {}
+            _ = settle.tick(), if keeper.store.usage().departing().bytes() > 0 => {}
+        }
+        let begun = Instant::now();
+        let pause = match keeper.on_store_thread(Keeper::demand).await {
+            Ok(demand) if demand.is_none() => PAUSE,
+            Ok(demand) => {
+                // It would count what goes meanwhile, and its reading is in the way.
+                let interrupted = Scanning::end(&mut scanning).await;
+                let made = keeper.on_store_thread(move |keeper| keeper.make_room(demand)).await;
+                if matches!(made, Ok(Round { has_scanned: true, .. })) {
+                    rescan_at = Instant::now() + rescan_after(Ok(begun.elapsed()));
+                } else if interrupted {
+                    rescan_at = Instant::now();
+                }
+                failed(made).map_or(PAUSE_IN_VAIN, |round| round.pause(begun.elapsed()))
+            }
+            Err(error) => {
+                failed::<()>(Err(error));
+                PAUSE_IN_VAIN
+            }
+        };
+        sleep(pause).await;
+    }
 }
 
-impl Round<'_> {
-    fn run(&self, full_scan: bool) -> io::Result<()> {
-        self.store.usage().set_limit(self.most()?);
-        if full_scan {
-            self.scan(None)?;
-        }
-        if self.excess()? > 0 {
-            recover::sweep(self.store.layout(), FILL_AGE_UNDER_PRESSURE)?;
-        }
-        // Fixed for the round: free space may rise only later, when files are closed or the filesystem commits, and
-        // measuring it again would evict for the same bytes twice.
-        let demand = self.excess()?.max(self.store.usage().take_need());
-        if demand > 0
-            && let Some(_lock) = self.lock()?
-        {
-            self.make_room(demand)?;
-        }
-        let stored = self.store.usage().stored();
-        self.metrics.stored_bytes("cache", i64::try_from(stored).unwrap_or(i64::MAX));
-        Ok(())
+/// A scan in the background that nothing waits for. It ends when this is dropped.
+struct Scanning {
+    stop: Stop,
+    work: Work<Duration>,
+}
+
+impl Scanning {
+    fn begin(keeper: &Arc<Keeper>, background: &Background, is_first: bool) -> Self {
+        let (stop, keeper) = (Stop::new(), Arc::clone(keeper));
+        let stopped = stop.clone();
+        let work = background.run(move || {
+            let layout = keeper.store.layout();
+            if is_first && let Err(error) = recover::sweep(layout, FILL_AGE) {
+                tracing::warn!(%error, "cannot sweep what a crash may have left behind");
+            }
+            let begun = Instant::now();
+            if recover::scan(layout, keeper.store.usage(), || stopped.is_set(), |_| ())? {
+                keeper.metrics.ran("scan", Outcome::Done, begun.elapsed());
+            }
+            Ok(begun.elapsed())
+        });
+        Self { stop, work }
     }
 
-    fn make_room(&self, demand: u64) -> io::Result<()> {
-        let (mut bytes, mut blobs) = (0, 0);
-        for _ in 0..SCANS_MAX {
-            let mut victims = Vec::new();
-            self.scan(Some(&mut victims))?;
-            let freed = self.evict(&victims, demand - bytes);
-            bytes += freed.0;
-            blobs += freed.1;
-            if bytes >= demand || freed.1 == 0 {
+    /// Ends one that is under way, and says whether there was one.
+    async fn end(scanning: &mut Option<Self>) -> bool {
+        let Some(mut scanning) = scanning.take() else { return false };
+        scanning.stop.stop();
+        let _ = scanning.work.ended().await;
+        true
+    }
+}
+
+impl Drop for Scanning {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+/// How long the scan took that is under way; never if there is none.
+async fn ended(scanning: &mut Option<Scanning>) -> io::Result<Duration> {
+    match scanning {
+        Some(scanning) => scanning.work.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When to scan again after a scan that took so long.
+fn rescan_after(took: io::Result<Duration>) -> Duration {
+    failed(took).map_or(RESCAN_EVERY, |took| RESCAN_EVERY.max(took * RESCAN_SHARE))
+}
+
+/// Logs a failure.
+fn failed<T>(result: io::Result<T>) -> Option<T> {
+    result
+        .inspect_err(|error| tracing::error!(%error, "eviction failed: the cache may outgrow its bounds"))
+        .ok()
+}
+
+/// Bytes to be freed, or that were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Bytes {
+    /// Of the tree.
+    size: u64,
+    /// Of the filesystem.
+    disk: u64,
+}
+
+impl Bytes {
+    fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What is left of it after so much.
+    fn less(self, done: Self) -> Self {
+        Self { size: self.size.saturating_sub(done.size), disk: self.disk.saturating_sub(done.disk) }
+    }
+
+    fn add(&mut self, victim: &Scanned) {
+        self.size += victim.len;
+        if !victim.has_other_name {
+            self.disk += victim.len;
+        }
+    }
+}
+
+/// What came of making room.
+struct Round {
+    /// Whether the tree was scanned to its end.
+    has_scanned: bool,
+    /// Whether there is as much room as there should be.
+    is_enough: bool,
+}
+
+impl Round {
+    fn pause(&self, took: Duration) -> Duration {
+        PAUSE.max(took).max(if self.is_enough { Duration::ZERO } else { PAUSE_IN_VAIN })
+    }
+}
+
+struct Keeper {
+    store: Arc<Store>,
+    options: EvictionOptions,
+    metrics: MaintenanceMetrics,
+}
+
+impl Keeper {
+    async fn on_store_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let keeper = Arc::clone(self);
+        self.store.blocking(move |_| work(&keeper)).await
+    }
+
+    /// What is to be freed now.
+    fn demand(&self) -> io::Result<Bytes> {
+        let usage = self.store.usage();
+        usage.set_limit(self.most()?);
+        self.metrics.evicted(usage.departing().settle(), 0);
+        let mut demand = self.excess()?;
+        if !demand.is_none() {
+            recover::sweep(self.store.layout(), FILL_AGE_UNDER_PRESSURE)?;
+            demand = self.excess()?;
+        }
+        // What is free soon need not be freed again.
+        let need = usage.take_need().saturating_sub(usage.departing().bytes_soon());
+        demand.disk = demand.disk.max(need);
+        self.show();
+        Ok(demand)
+    }
+
+    fn make_room(&self, demand: Bytes) -> io::Result<Round> {
+        let Some(_lock) = self.lock()? else { return Ok(Round { has_scanned: false, is_enough: true }) };
+        let begun = Instant::now();
+        let pinned = self.options.pins.held(self.store.layout()).map_err(|error| {
+            io::Error::other(format!("it is not known what is pinned, so nothing is evicted: {error}"))
+        })?;
+        let (mut demand, mut done, mut blobs) = (demand, Bytes::default(), 0);
+        for scan in 0..SCANS_MAX {
+            let victims = self.scan(&pinned, demand.less(done))?;
+            if scan == 0 {
+                // Another process may have evicted since the last scan. From here on the demand stays as it is: free
+                // space may rise only later, when files are closed or the filesystem commits, and measuring it again would
+                // evict for the same bytes twice.
+                demand.size = demand.size.min(self.excess()?.size);
+            }
+            let evicted = self.evict(&victims, demand, &mut done);
+            blobs += evicted;
+            if demand.less(done).is_none() || evicted == 0 {
                 break;
             }
         }
-        self.metrics.evicted(bytes, blobs);
+        self.show();
+        self.metrics.ran("evict", Outcome::Done, begun.elapsed());
+        let usage = self.store.usage();
         if blobs > 0 {
-            tracing::info!(blobs, bytes, stored = self.store.usage().stored(), "evicted");
+            let still_read = usage.departing().bytes();
+            tracing::info!(blobs, bytes = done.size, still_read, stored = usage.stored(), "evicted");
         }
-        if bytes < demand {
+        let missing = demand.less(done);
+        if !missing.is_none() {
+            let (pinned, missing) = (pinned.len(), missing.size.max(missing.disk));
             tracing::warn!(
-                missing = demand - bytes,
-                "the cache is over its bounds, and what is left in it is in use"
+                missing,
+                pinned,
+                "the cache is over its bounds, and what is left in it is in use or pinned"
             );
         }
-        Ok(())
+        Ok(Round { has_scanned: true, is_enough: missing.is_none() })
     }
 
     /// The most that the tree could ever hold, in bytes.
@@ -131,67 +302,65 @@ impl Round<'_> {
     }
 
     /// Bytes to free: what is over a bound, and some slack if anything is.
-    fn excess(&self) -> io::Result<u64> {
+    fn excess(&self) -> io::Result<Bytes> {
         let mut fills = HashMap::new();
         recover::scan_fills(self.store.layout(), |stored, size| {
             fills.insert(stored, size);
         })?;
         let usage = self.store.usage();
-        let taken = usage.stored().saturating_add(usage.claimed(fills));
+        let soon = usage.departing().bytes_soon();
+        let lasting = usage.departing().bytes().saturating_sub(soon);
+        let taken = usage.stored().saturating_add(usage.claimed(fills)).saturating_add(lasting);
         let max_size = self.options.max_size.unwrap_or(u64::MAX);
         let disk = rustix::fs::statvfs(self.store.layout().root())?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let over_size = with_slack(taken.saturating_sub(max_size), max_size);
-        Ok(over_size.max(with_slack(self.options.min_free.saturating_sub(free), self.options.min_free)))
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(soon);
+        Ok(Bytes {
+            size: with_slack(taken.saturating_sub(max_size), max_size),
+            disk: with_slack(self.options.min_free.saturating_sub(free), self.options.min_free),
+        })
     }
 
-    /// Sums the tree up, and collects what was used longest ago, the oldest first.
-    fn scan(&self, victims: Option<&mut Vec<Scanned>>) -> io::Result<()> {
-        let usage = self.store.usage();
-        let mut total: u64 = 0;
+    /// Sums the tree up, and collects what was used longest ago of what would help, the oldest first.
+    fn scan(&self, pinned: &Fingerprints, demand: Bytes) -> io::Result<Vec<Scanned>> {
         // The most recently used is on top: it is the one to give way.
         let mut heap: BinaryHeap<ByUse> = BinaryHeap::new();
-        let collect = victims.is_some();
-        usage.scan_begins();
-        let mut visit = |mut seen: Scanned| {
-            if usage.counts(&seen.stored) {
-                total = total.saturating_add(seen.len);
+        let visit = |mut seen: Scanned| {
+            let is_pinned = matches!(&seen.stored, Stored::Blob(digest) if pinned.contains(digest));
+            if is_pinned || (demand.size == 0 && seen.has_other_name) {
+                return;
             }
-            if collect {
-                seen.used_ms = self.used_ms(&seen);
-                heap.push(ByUse(seen));
-                if heap.len() > VICTIMS_MAX {
-                    heap.pop();
-                }
+            seen.used_ms = self.used_ms(&seen);
+            heap.push(ByUse(seen));
+            if heap.len() > VICTIMS_MAX {
+                heap.pop();
             }
         };
-        recover::scan_blobs(self.store.layout(), &mut visit)?;
-        recover::scan_layers(self.store.layout(), &mut visit)?;
-        usage.scanned(total);
-        if let Some(victims) = victims {
-            *victims = heap.into_sorted_vec().into_iter().map(|ByUse(seen)| seen).collect();
-        }
-        Ok(())
+        recover::scan(self.store.layout(), self.store.usage(), || false, visit)?;
+        Ok(heap.into_sorted_vec().into_iter().map(|ByUse(seen)| seen).collect())
     }
 
-    /// Removes victims, the oldest first, until `excess` bytes are free. The bytes and the number removed.
-    fn evict(&self, victims: &[Scanned], excess: u64) -> (u64, u64) {
-        let (mut bytes, mut blobs) = (0, 0);
+    /// Removes victims, the oldest first, until the demand is met; adds to what is done. How many it removed.
+    fn evict(&self, victims: &[Scanned], demand: Bytes, done: &mut Bytes) -> u64 {
+        let mut blobs = 0;
         for victim in victims {
-            if bytes >= excess {
+            let missing = demand.less(*done);
+            if missing.is_none() {
                 break;
             }
+            if missing.size == 0 && victim.has_other_name {
+                continue;
+            }
             match self.remove(victim) {
-                Ok(true) => {
-                    self.store.usage().removed(victim.len);
-                    bytes += victim.len;
+                Ok(Some(free)) => {
+                    done.add(victim);
                     blobs += 1;
+                    self.metrics.evicted(free, 1);
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(error) => tracing::warn!(stored = %victim.stored, %error, "cannot evict"),
             }
         }
-        (bytes, blobs)
+        blobs
     }
 
     /// When it was last used, by what the disk and this process know.
@@ -202,22 +371,25 @@ impl Round<'_> {
         }
     }
 
-    /// Removes one blob or layer unless somebody uses it.
-    fn remove(&self, victim: &Scanned) -> io::Result<bool> {
+    /// Removes one blob or layer unless somebody uses it. The bytes that are free now: none of what is still open.
+    fn remove(&self, victim: &Scanned) -> io::Result<Option<u64>> {
         let layout = self.store.layout();
         let (_shard, path) = match &victim.stored {
             Stored::Blob(digest) => (lock_shard(layout, digest)?, layout.blob(digest)),
             Stored::Layer(image) => (images::lock(layout, image)?, layout.image(image, ImageFile::Layer)),
         };
+        let usage = self.store.usage();
         let is_sent = matches!(&victim.stored, Stored::Blob(digest) if self.store.is_in_use(digest));
-        if is_sent || self.store.usage().is_filling(&victim.stored) {
-            return Ok(false);
+        if is_sent || usage.is_filling(&victim.stored) {
+            return Ok(None);
         }
         // Used since the scan saw it: it is not the oldest any more.
-        let Some(now) = recover::scanned(&path, victim.stored.clone()) else { return Ok(false) };
+        let Some(now) = recover::scanned(&path, victim.stored.clone()) else { return Ok(None) };
         if self.used_ms(&now) > victim.used_ms {
-            return Ok(false);
+            return Ok(None);
         }
+        // Opening is no use of it: nothing is read.
+        let file = File::open(&path)?;
         if let Stored::Blob(digest) = &victim.stored {
             self.store.forget(digest);
         }
@@ -225,10 +397,18 @@ impl Round<'_> {
         if let Some(directory) = path.parent() {
             let _ = fs::remove_dir(directory);
         }
-        Ok(true)
+        usage.removed(victim.stored.clone(), now.len);
+        // With another name left it frees nothing by being closed.
+        let has_name = file.metadata().is_ok_and(|meta| meta.nlink() > 0);
+        Ok(Some(if has_name { now.len } else { usage.departing().add(file, now.len) }))
     }
 
-    fn lock(&self) -> io::Result<Option<fs::File>> {
+    fn show(&self) {
+        let departing = self.store.usage().departing().bytes();
+        self.metrics.stored("cache", self.store.usage().stored().saturating_add(departing), departing);
+    }
+
+    fn lock(&self) -> io::Result<Option<File>> {
         let path = self.store.layout().evict_lock();
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {

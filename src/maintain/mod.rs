@@ -1,7 +1,11 @@
 //! What keeps a store healthy: it stays within its bounds, and is rid of what nobody refers to.
 //!
 //! ```text
+//! schedule   when a server does what, by itself
+//!  ├ jobs        what that is, for one registry
+//!  └ background  the threads that it is done on
 //! evict      `cache` stays within its size
+//!  └ pins        what never goes
 //! gc         what nothing in `local` refers to goes, and, if asked for, what is old or has no tag
 //! remove     an image or a repository of `local` goes
 //!  ├ mark        what the whole tree refers to, in little memory
@@ -12,12 +16,17 @@
 //!
 //! Servers and the command line do the same by the same code, at once if need be: locks in the tree keep them apart.
 
+pub mod background;
 mod contents;
 pub mod evict;
+pub mod fingerprints;
 pub mod gc;
+pub mod jobs;
 mod mark;
+pub mod pins;
 mod plan;
 pub mod remove;
+pub mod schedule;
 mod sweep;
 
 use std::sync::Arc;

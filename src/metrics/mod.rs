@@ -3,10 +3,11 @@
 //! One [`Metrics`] per process, cloned into every worker; all methods may be called from any thread, never block and
 //! never fail. What a hit calls for each request ([`Metrics::request`], [`Metrics::served`]) resolves its labels once
 //! per thread and is one atomic addition after that; the rest looks its labels up in a map. Labels come from short
-//! fixed lists and from the names of configured upstreams, never from clients: the number of series has a bound.
+//! fixed lists and from the names of configured registries, fronts and upstreams, never from clients: the number of series has a bound.
 //! Values are lost when the process ends, as Prometheus expects.
 
 mod accel;
+mod maintenance;
 mod process;
 mod resolved;
 
@@ -25,6 +26,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use self::accel::AccelFamilies;
 pub use self::accel::AccelMetrics;
+use self::maintenance::MaintenanceFamilies;
+pub use self::maintenance::{MaintenanceMetrics, Outcome};
 use self::process::Process;
 use self::resolved::Resolved;
 
@@ -52,12 +55,11 @@ struct Families {
     upstream_requests: Family<UpstreamRequestLabels, Counter>,
     upstream_seconds: Family<UpstreamOperationLabels, Histogram, fn() -> Histogram>,
     connections_open: Gauge,
-    stored: Family<TreeLabels, Gauge>,
-    evicted_bytes: Counter,
-    evicted_blobs: Counter,
+    maintenance: MaintenanceFamilies,
     uncached: Family<ReasonLabels, Counter>,
     stale_served: Counter,
     heads_refused: Family<ReasonLabels, Counter>,
+    stalled_connections: Counter,
     unmatched_regions: Counter,
     accel: AccelFamilies,
 }
@@ -100,11 +102,6 @@ struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TreeLabels {
-    tree: &'static str,
 }
 
 impl Metrics {
@@ -173,17 +170,6 @@ impl Metrics {
         self.0.connections_open.set(i64::try_from(connections).unwrap_or(i64::MAX));
     }
 
-    /// The blobs of a tree (`local`, `cache`) have this many bytes.
-    pub fn stored_bytes(&self, tree: &'static str, bytes: i64) {
-        self.0.stored.get_or_create(&TreeLabels { tree }).set(bytes);
-    }
-
-    /// Eviction removed `blobs` blobs of `bytes` bytes together.
-    pub fn evicted(&self, bytes: u64, blobs: u64) {
-        self.0.evicted_bytes.inc_by(bytes);
-        self.0.evicted_blobs.inc_by(blobs);
-    }
-
     /// `bytes` were served straight from an upstream and not kept, and why: `disk_full`, `far_range`.
     pub fn uncached_bytes(&self, reason: &'static str, bytes: u64) {
         self.0.uncached.get_or_create(&ReasonLabels { reason }).inc_by(bytes);
@@ -199,9 +185,19 @@ impl Metrics {
         self.0.heads_refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// So many connections were cut since the process started because the client neither took nor sent what was due.
+    pub fn set_stalled_connections(&self, count: u64) {
+        self.0.stalled_connections.inner().store(count, Ordering::Relaxed);
+    }
+
     /// So often since the process started the transport met a slice that belongs to no region: each time a bug.
     pub fn set_unmatched_regions(&self, count: u64) {
         self.0.unmatched_regions.inner().store(count, Ordering::Relaxed);
+    }
+
+    /// What is counted of the work in the background for the registry of this name.
+    pub fn maintenance(&self, registry: &str) -> MaintenanceMetrics {
+        self.0.maintenance.of(registry)
     }
 
     /// What is counted of the front of this name.
@@ -243,12 +239,11 @@ impl Families {
             upstream_requests: Family::default(),
             upstream_seconds: Family::new_with_constructor(|| Histogram::new(UPSTREAM_SECONDS)),
             connections_open: Gauge::default(),
-            stored: Family::default(),
-            evicted_bytes: Counter::default(),
-            evicted_blobs: Counter::default(),
+            maintenance: MaintenanceFamilies::default(),
             uncached: Family::default(),
             stale_served: Counter::default(),
             heads_refused: Family::default(),
+            stalled_connections: Counter::default(),
             unmatched_regions: Counter::default(),
             accel: AccelFamilies::default(),
         };
@@ -268,7 +263,7 @@ impl Families {
         families.register_fills(own);
         families.register_upstreams(own);
         families.register_sockets(own);
-        families.register_disk(own);
+        families.maintenance.register(own);
         families.accel.register(own);
         families.registry = registry;
         families
@@ -325,21 +320,15 @@ impl Families {
             self.heads_refused.clone(),
         );
         own.register(
+            "stalled_connections",
+            "Connections that were cut because the client neither took nor sent what was due",
+            self.stalled_connections.clone(),
+        );
+        own.register(
             "unmatched_regions",
             "Slices that the transport could not match to a file: each one is a bug",
             self.unmatched_regions.clone(),
         );
-    }
-
-    fn register_disk(&self, own: &mut Registry) {
-        own.register_with_unit("stored", "Bytes of the blobs of a tree", Unit::Bytes, self.stored.clone());
-        own.register_with_unit(
-            "evicted",
-            "Bytes that eviction removed",
-            Unit::Bytes,
-            self.evicted_bytes.clone(),
-        );
-        own.register("evicted_blobs", "Blobs that eviction removed", self.evicted_blobs.clone());
     }
 }
 
@@ -350,6 +339,8 @@ fn seconds_since_epoch() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The value of the one line that starts with `series`.
@@ -375,12 +366,20 @@ mod tests {
         metrics.upstream_request("docker.io", "blob", "ok", 0.3);
         metrics.set_connections_open(2);
         metrics.set_connections_open(1);
-        metrics.stored_bytes("cache", 1 << 40);
-        metrics.evicted(100, 2);
+        let maintenance = metrics.maintenance("main");
+        maintenance.stored("cache", 1 << 40, 5);
+        maintenance.evicted(100, 2);
+        maintenance.ran("gc", Outcome::Failed, Duration::from_millis(250));
+        maintenance.ran("gc", Outcome::Done, Duration::from_millis(500));
+        maintenance.freed("gc", 8);
+        maintenance.removed("gc", "manifest", 3);
+        maintenance.scrubbed(6);
+        maintenance.corrupt("repaired", 1);
         metrics.uncached_bytes("disk_full", 9);
         metrics.stale_served();
         metrics.head_refused("host");
         metrics.set_unmatched_regions(3);
+        metrics.set_stalled_connections(4);
         metrics.accel("app").answered("file", 206, 11);
         metrics.accel("app").answered("file", 200, 4);
         metrics.accel("app").answered("error", 404, 0);
@@ -398,7 +397,15 @@ mod tests {
             (r#"spliceway_upstream_seconds_bucket{le="0.25",upstream="docker.io",operation="blob"}"#, 0.0),
             (r#"spliceway_upstream_seconds_bucket{le="0.5",upstream="docker.io",operation="blob"}"#, 1.0),
             ("spliceway_connections_open", 1.0),
-            (r#"spliceway_stored_bytes{tree="cache"}"#, 1_099_511_627_776.0),
+            (r#"spliceway_stored_bytes{registry="main",tree="cache"}"#, 1_099_511_627_776.0),
+            (r#"spliceway_departing_bytes{registry="main",tree="cache"}"#, 5.0),
+            (r#"spliceway_maintenance_runs_total{registry="main",job="gc",outcome="failed"}"#, 1.0),
+            (r#"spliceway_maintenance_last_run_seconds{registry="main",job="gc"}"#, 0.5),
+            (r#"spliceway_maintenance_freed_bytes_total{registry="main",job="gc"}"#, 8.0),
+            (r#"spliceway_maintenance_removed_total{registry="main",job="gc",kind="manifest"}"#, 3.0),
+            (r#"spliceway_maintenance_scrubbed_bytes_total{registry="main"}"#, 6.0),
+            (r#"spliceway_maintenance_corrupt_blobs_total{registry="main",outcome="repaired"}"#, 1.0),
+            ("spliceway_stalled_connections_total", 4.0),
             ("spliceway_evicted_bytes_total", 100.0),
             ("spliceway_evicted_blobs_total", 2.0),
             (r#"spliceway_uncached_bytes_total{reason="disk_full"}"#, 9.0),
@@ -412,6 +419,8 @@ mod tests {
         ] {
             assert!((value(&text, series) - expected).abs() < f64::EPSILON, "{series} in\n{text}");
         }
+        let series = r#"spliceway_maintenance_last_success_timestamp_seconds{registry="main",job="gc"}"#;
+        assert!(value(&text, series) > 1.7e9);
         assert!(text.ends_with("# EOF\n"));
         let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         for family in families {

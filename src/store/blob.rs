@@ -197,6 +197,14 @@ impl Blob {
         sent || Arc::strong_count(self) > 1
     }
 
+    /// Whether it is held by a file that has no name any more.
+    pub(super) fn has_lost_its_name(&self) -> bool {
+        match &self.held {
+            Held::File(file) => rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0),
+            Held::Memory(_) => false,
+        }
+    }
+
     /// When it was last used, in milliseconds since the epoch; 0 if it was not.
     pub(super) fn last_use_ms(&self) -> u64 {
         self.used.load(Ordering::Relaxed)

@@ -226,6 +226,22 @@ impl Handles {
         lock(&self.held).forget(digest);
     }
 
+    /// Forgets open files that have lost their names, such as by another process: nobody will ask for them here, and the disk
+    /// gets their bytes back when they are closed. How many. Less than a microsecond for each open file.
+    pub(crate) fn forget_removed(&self) -> usize {
+        let open: Vec<_> = lock(&self.held).open.iter().map(|(digest, _)| *digest).collect();
+        let mut forgotten = 0;
+        for digest in open {
+            // The lock is not held for all of them: requests wait for it.
+            let is_removed = lock(&self.held).open.peek(&digest).is_some_and(|blob| blob.has_lost_its_name());
+            if is_removed {
+                self.forget(&digest);
+                forgotten += 1;
+            }
+        }
+        forgotten
+    }
+
     /// A link was written: the next look goes to the disk.
     pub(crate) fn forget_link(&self, repository: &StoredRepository, kind: LinkKind, digest: &Digest) {
         lock(&self.links).forget(repository, &(repository.clone(), kind, *digest));

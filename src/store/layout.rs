@@ -23,6 +23,7 @@
 //! locks/<00..ff>                          one of 256 shards: publishing, linking and sweeping a digest or an image
 //! locks/tags-<00..ff>                     one of 256 shards: setting and removing a tag of `local`
 //! locks/evict                             held by the one process that evicts
+//! locks/{uploads,stale}                   held by the one process that does this job; when it was done last
 //! locks/gc                                held by the one process that collects garbage or removes images
 //! ```
 //!
@@ -116,6 +117,11 @@ impl Layout {
     /// `blobs/`, which holds one directory per algorithm.
     pub fn blobs(&self) -> PathBuf {
         self.registry.join("blobs")
+    }
+
+    /// The directory of the blobs whose hash begins with the byte `shard`, one directory each.
+    pub fn blobs_of(&self, algorithm: Algorithm, shard: u8) -> PathBuf {
+        self.blobs().join(algorithm.as_str()).join(format!("{shard:02x}"))
     }
 
     /// A blob's file.
@@ -319,6 +325,12 @@ impl Layout {
     /// The lock that the one evictor of this directory holds.
     pub fn evict_lock(&self) -> PathBuf {
         self.locks().join("evict")
+    }
+
+    /// The lock of a job of maintenance, of which one at a time runs on this tree; its time of modification is when it ran
+    /// last.
+    pub fn job_lock(&self, job: &str) -> PathBuf {
+        self.locks().join(job)
     }
 
     /// The directory of lock files.

@@ -13,6 +13,7 @@
 
 mod appended;
 pub mod blob;
+mod departing;
 mod durable;
 mod handles;
 pub mod images;
@@ -24,6 +25,7 @@ pub mod pump;
 mod push;
 pub mod recover;
 mod refs;
+pub mod stale;
 mod stamp;
 pub(crate) mod sweeping;
 pub mod upload;
@@ -38,11 +40,12 @@ use std::time::Instant;
 
 pub use blob::{Blob, Held, Labels, REVALIDATE_AFTER, generation, renew_generation};
 use bytes::Bytes;
+pub use departing::Departing;
 pub use layout::{Layout, LinkKind, StoredRepository};
 pub use links::{Looked, TagLink};
 pub use listing::{Listings, Page};
 pub use push::PushedManifest;
-pub use usage::{Reservation, Stored, Usage};
+pub use usage::{Bucket, Reservation, Stored, Usage};
 
 use self::durable::Durability;
 use self::upload::{Opened, Unfinished, Upload, UploadId, UploadLimits};
@@ -471,6 +474,11 @@ impl Store {
     pub(crate) fn forget_tag(&self, repository: &StoredRepository, tag: &Tag) {
         self.handles.forget_tag(repository, tag);
         renew_generation();
+    }
+
+    /// Forgets open blobs that were removed, by whomever. Blocks, briefly.
+    pub fn forget_removed(&self) -> usize {
+        self.handles.forget_removed()
     }
 
     /// Whether somebody in this process is sending this blob.

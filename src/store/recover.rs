@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use super::images::ImageFile;
 use super::layout::Layout;
-use super::usage::Stored;
-use crate::oci::Digest;
+use super::usage::{Bucket, Stored, Usage};
+use crate::oci::{Algorithm, Digest};
 
 /// A temporary file that is older than this belongs to nobody.
 const TEMPORARY_AGE: Duration = Duration::from_hours(1);
@@ -28,40 +28,71 @@ pub struct Scanned {
     pub len: u64,
     /// Its last use as the disk has it, in milliseconds since the epoch.
     pub used_ms: u64,
+    /// Whether the file has another name too, so that removing this one frees nothing on the disk.
+    pub has_other_name: bool,
 }
 
-/// Calls `visit` for every blob of the tree. Keeps no list. What vanishes during the scan is skipped.
+/// Goes through every blob of the tree and every layer of the Docker v1 protocol, and takes what they sum up to as the
+/// truth. Calls `visit` for each; keeps no list. What vanishes during the scan is skipped. Ends early, and for nothing,
+/// when `is_stopped` says so; then the result is `false`.
 ///
 /// # Errors
 /// A directory cannot be read.
-pub fn scan_blobs(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result<()> {
-    for_each_entry(&layout.blobs(), |algorithm| {
-        let Some(algorithm_name) = file_name(algorithm) else { return Ok(()) };
-        for_each_entry(algorithm, |prefix| {
-            for_each_entry(prefix, |directory| {
+pub fn scan(
+    layout: &Layout,
+    usage: &Usage,
+    is_stopped: impl Fn() -> bool,
+    mut visit: impl FnMut(Scanned),
+) -> io::Result<bool> {
+    let mut sees = |scanned: Option<Scanned>| {
+        if let Some(scanned) = scanned {
+            usage.scan_sees(&scanned.stored, scanned.len);
+            visit(scanned);
+        }
+        if is_stopped() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    usage.scan_begins();
+    let scanning = scan_blobs(layout, usage, &mut sees).and_then(|()| {
+        usage.scan_enters(Bucket::Layers);
+        scan_layers(layout, &mut sees)
+    });
+    if scanning.is_ok() {
+        usage.scan_ends();
+    } else {
+        usage.scan_fails();
+    }
+    match scanning {
+        Err(_) if is_stopped() => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+fn scan_blobs(
+    layout: &Layout,
+    usage: &Usage,
+    sees: &mut impl FnMut(Option<Scanned>) -> io::Result<()>,
+) -> io::Result<()> {
+    for algorithm in Algorithm::ALL {
+        for shard in 0..=u8::MAX {
+            usage.scan_enters(Bucket::Blobs(algorithm, shard));
+            for_each_entry(&layout.blobs_of(algorithm, shard), |directory| {
                 let Some(hex) = file_name(directory) else { return Ok(()) };
-                let Ok(digest) = format!("{algorithm_name}:{hex}").parse() else { return Ok(()) };
-                if let Some(blob) = scanned(&directory.join("data"), Stored::Blob(digest)) {
-                    visit(blob);
+                let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { return Ok(()) };
+                // Elsewhere nobody would find it.
+                if digest.shard() != shard {
+                    return Ok(());
                 }
-                Ok(())
-            })
-        })
-    })
+                sees(scanned(&directory.join("data"), Stored::Blob(digest)))
+            })?;
+        }
+    }
+    Ok(())
 }
 
-/// The same for every layer of the Docker v1 protocol.
-///
-/// # Errors
-/// A directory cannot be read.
-pub fn scan_layers(layout: &Layout, mut visit: impl FnMut(Scanned)) -> io::Result<()> {
+fn scan_layers(layout: &Layout, sees: &mut impl FnMut(Option<Scanned>) -> io::Result<()>) -> io::Result<()> {
     for_each_entry(&layout.images(), |directory| {
         let Some(image) = file_name(directory).and_then(|id| id.parse().ok()) else { return Ok(()) };
-        let path = layout.image(&image, ImageFile::Layer);
-        if let Some(layer) = scanned(&path, Stored::Layer(image)) {
-            visit(layer);
-        }
-        Ok(())
+        sees(scanned(&layout.image(&image, ImageFile::Layer), Stored::Layer(image)))
     })
 }
 
@@ -92,7 +123,7 @@ pub fn scanned(path: &Path, stored: Stored) -> Option<Scanned> {
     let meta = fs::metadata(path).ok()?;
     let seconds = u64::try_from(meta.atime()).unwrap_or(0);
     let used_ms = seconds * 1000 + u64::try_from(meta.atime_nsec() / 1_000_000).unwrap_or(0);
-    Some(Scanned { stored, len: meta.len(), used_ms })
+    Some(Scanned { stored, len: meta.len(), used_ms, has_other_name: meta.nlink() > 1 })
 }
 
 /// Removes temporary files and fills that nobody owns and that are older than `fill_age`. The bytes freed.

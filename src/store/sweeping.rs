@@ -60,7 +60,7 @@ pub(crate) fn blob(
         store.forget(digest);
         fs::remove_file(&path)?;
         remove_directory_of(&path);
-        store.usage().removed(meta.len());
+        store.usage().removed(*digest, meta.len());
         // Who looked it up in between remembers what is gone.
         store.forget(digest);
     }

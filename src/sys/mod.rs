@@ -2,17 +2,19 @@
 //!
 //! `unsafe` is denied in the rest of the crate and allowed in this module alone, for four things: entries of the ring
 //! point at memory by raw pointers ([`ring`]); the kernel returns descriptors and lengths that only it vouches for;
-//! `cachestat` and `sync_file_range` have no wrapper ([`residency`], [`start_writeback`]), nor have the
-//! allocator's settings ([`keep_freed_memory`]); sockets are inherited by number ([`listen_fds`]). Each block names the
+//! `cachestat`, `sync_file_range` and leases have no wrapper ([`residency`], [`start_writeback`], [`is_open_here_only`]), nor
+//! have the allocator's settings ([`keep_freed_memory`]); sockets are inherited by number ([`listen_fds`]). Each block names the
 //! fact that it relies on; no unsafe function leaves the module.
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod allocator;
 pub mod files;
+mod lease;
 pub mod listen_fds;
 pub mod openat2;
 mod pool;
+mod priority;
 mod readahead;
 #[cfg(test)]
 mod refused;
@@ -23,7 +25,9 @@ mod writeback;
 
 pub use allocator::keep_freed_memory;
 pub use files::{Files, Stat};
+pub use lease::is_open_here_only;
 pub use openat2::BeneathError;
+pub use priority::lower_priority;
 pub use residency::{is_resident, is_window_resident};
 pub use ring::{Mode, probe};
 pub use send::{Pipe, is_writable, send_vectored, sendfile};

@@ -170,11 +170,11 @@ fn far_range_of_a_corrupt_blob_never_shows_its_tail() {
 }
 
 /// Sets when a blob was last used, in hours ago.
-fn used(path: &Path, hours: u32) {
+pub(crate) fn used(path: &Path, hours: u32) {
     tools::succeed(Command::new("touch").args(["-a", "-d", &format!("{hours} hours ago")]).arg(path));
 }
 
-fn fetch(spliceway: &Spliceway, blob: &Blob) -> PathBuf {
+pub(crate) fn fetch(spliceway: &Spliceway, blob: &Blob) -> PathBuf {
     get(spliceway.addr(), &blob.path).expect(200).expect_body(&blob.bytes);
     spliceway.wait_published(&blob.digest);
     spliceway.blob_path(&blob.digest)
