@@ -44,6 +44,7 @@ use crate::upstream::UpstreamConfigError;
 use maintenance::Maintenance;
 use service::SiteService;
 use trees::Trees;
+pub use trees::sources;
 
 /// Threads per worker that write, hash and sync for it (the store threads), or read where `io_uring` is not to be had.
 const STORE_THREADS_MAX: usize = 16;

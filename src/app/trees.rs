@@ -13,6 +13,7 @@ use crate::accel::Fronts;
 use crate::config::{self, Config, RegistryConfig, Secret, UpstreamConfig, V1Config};
 use crate::fill::Fills;
 use crate::fill::fetch::TURNS;
+use crate::maintain::repair::Sources;
 use crate::metrics::Metrics;
 use crate::registry::access::{Access, Gate};
 use crate::registry::{Mirror, MirrorOptions, Registry, RegistryOptions, RegistryUpstream, Site};
@@ -79,23 +80,17 @@ impl Trees {
         metrics: &Metrics,
     ) -> Result<Registry, Error> {
         let handles_max = NonZeroUsize::new(handles).unwrap_or(NonZeroUsize::MIN);
-        let open = |path: &Path, evictable| {
-            let store = Store::open(path, StoreOptions { handles_max, evictable });
-            store.map(Arc::new).map_err(|cause| Error::Directory { path: path.to_owned(), cause })
-        };
         let local = match self.local.get(&config.local) {
             Some(local) => Arc::clone(local),
-            None => open(&config.local, false)?,
+            None => open(&config.local, StoreOptions { handles_max, evictable: false })?,
         };
-        let fills = match self.cache.get(&config.cache) {
-            Some(fills) => Arc::clone(fills),
-            None => Arc::new(Fills::new(open(&config.cache, true)?, metrics.clone())),
+        let fills = if let Some(fills) = self.cache.get(&config.cache) {
+            Arc::clone(fills)
+        } else {
+            let cache = open(&config.cache, StoreOptions { handles_max, evictable: true })?;
+            Arc::new(Fills::new(cache, metrics.clone()))
         };
-        let upstreams = config
-            .upstreams
-            .iter()
-            .map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics))
-            .collect::<Result<Vec<_>, _>>()?;
+        let upstreams = upstreams(config, workers, metrics)?;
         let access = Access::new(config.access.clone())?;
         let options = RegistryOptions {
             far_range: config.far_range,
@@ -120,6 +115,36 @@ impl Trees {
         let registry = Registry::new(options, access, local, fills, upstreams, secret, metrics.clone());
         Ok(registry.with_mirror(mirror))
     }
+}
+
+fn open(path: &Path, options: StoreOptions) -> Result<Arc<Store>, Error> {
+    let store = Store::open(path, options);
+    store.map(Arc::new).map_err(|cause| Error::Directory { path: path.to_owned(), cause })
+}
+
+/// Where the content of a registry's trees can be had again, for a program that does not serve it: `local`, and `cache`
+/// through the fills into it unless there is none. Contacts nobody.
+///
+/// # Errors
+/// The configuration of an upstream names what cannot be used.
+pub fn sources(
+    config: &RegistryConfig,
+    local: Arc<Store>,
+    cache: Option<Arc<Store>>,
+) -> Result<Sources, Error> {
+    let metrics = Metrics::new();
+    let suppliers = upstreams(config, 1, &metrics)?.iter().map(RegistryUpstream::supplier).collect();
+    let fills = cache.map(|cache| Arc::new(Fills::new(cache, metrics.clone())));
+    Ok(Sources::new(local, fills, suppliers, metrics))
+}
+
+fn upstreams(
+    config: &RegistryConfig,
+    workers: usize,
+    metrics: &Metrics,
+) -> Result<Vec<RegistryUpstream>, Error> {
+    let upstreams = config.upstreams.iter();
+    upstreams.map(|upstream| connect(upstream, config.manifest_bytes_max, workers, metrics)).collect()
 }
 
 /// The clients of a Docker v1 mirror. Contacts nobody.

@@ -18,6 +18,7 @@ use self::remote::Login;
 use super::tree::{self, Unusable};
 use super::{WRONG_USAGE, path_variable, text_variable};
 use crate::logging;
+use crate::oci::Pattern;
 
 /// List the images of a data directory or of a registry
 ///
@@ -185,81 +186,9 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Which images are wanted.
-struct Pattern {
-    repository: String,
-    tag: Option<String>,
-}
-
-impl Pattern {
-    fn new(text: &str) -> Self {
-        match text.split_once(':') {
-            Some((repository, tag)) => Self { repository: repository.to_owned(), tag: Some(tag.to_owned()) },
-            None => Self { repository: text.to_owned(), tag: None },
-        }
-    }
-
-    fn fits_repository(&self, repository: &str) -> bool {
-        fits(self.repository.as_bytes(), repository.as_bytes())
-    }
-
-    fn fits_tag(&self, tag: &str) -> bool {
-        self.tag.as_ref().is_none_or(|pattern| fits(pattern.as_bytes(), tag.as_bytes()))
-    }
-}
-
-/// Whether `text` fits `pattern`, in which `*` stands for any bytes and `?` for one.
-fn fits(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut at, mut seen) = (0, 0);
-    // Behind the last `*`, and how much of the text it stands for, up to which byte.
-    let mut star = None;
-    while seen < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                at += 1;
-                star = Some((at, seen));
-            }
-            Some(&byte) if byte == b'?' || byte == text[seen] => {
-                at += 1;
-                seen += 1;
-            }
-            _ => {
-                let Some((behind, until)) = star else { return false };
-                (at, seen) = (behind, until + 1);
-                star = Some((behind, seen));
-            }
-        }
-    }
-    pattern[at..].iter().all(|&byte| byte == b'*')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_fit_whole_names() {
-        let cases = [
-            ("a/b", "a/b", true),
-            ("a/b", "a/bc", false),
-            ("a/*", "a/b/c", true),
-            ("a/*", "a", false),
-            ("*", "a", true),
-            ("*b", "abab", true),
-            ("*b?", "abab", false),
-            ("*ab*ab*", "xabyabz", true),
-            ("*ab*ab*", "xabyaz", false),
-            ("?/b", "a/b", true),
-            ("?", "", false),
-            ("", "a", false),
-        ];
-        for (pattern, text, expected) in cases {
-            assert_eq!(fits(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
-        }
-        let pattern = Pattern::new("team/*:v?");
-        assert!(pattern.fits_repository("team/app") && pattern.fits_tag("v1") && !pattern.fits_tag("v10"));
-        assert!(Pattern::new("team/*").fits_tag("anything"));
-    }
 
     #[test]
     fn an_image_is_a_line() {

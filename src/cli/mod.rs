@@ -8,6 +8,7 @@ mod gc;
 mod ls;
 mod removals;
 mod rm;
+mod scrub;
 mod serve;
 mod tree;
 
@@ -48,6 +49,8 @@ Examples:
       spliceway ls localhost:5000
   What would go with this one, and how much space would that free?
       spliceway rm team/app:1.0 --data /var/lib/spliceway --dry-run
+  Is everything that is stored still right?
+      spliceway scrub --data /var/lib/spliceway
 
 Every flag can be given as a variable, named beside it. Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -58,6 +61,7 @@ enum Command {
     Ls(ls::Ls),
     Rm(rm::Rm),
     Gc(gc::Gc),
+    Scrub(scrub::Scrub),
 }
 
 /// Flags that every subcommand takes.
@@ -112,6 +116,7 @@ impl Cli {
             Command::Ls(ls) => ls.run(logging),
             Command::Rm(rm) => rm.run(logging),
             Command::Gc(gc) => gc.run(logging),
+            Command::Scrub(scrub) => scrub.run(logging),
         }
     }
 }

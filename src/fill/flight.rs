@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use lru::LruCache;
 use tokio::sync::Semaphore;
@@ -31,6 +32,8 @@ use crate::watermark::{self, Progress};
 const CLAIMS_AT_ONCE: usize = 4;
 /// Blob sizes that manifests told, remembered at most.
 const SIZES_MAX: usize = 65_536;
+/// How often it is looked whether a fill has been published.
+const LANDING_EVERY: Duration = Duration::from_millis(5);
 /// Endpoints that sent wrong bytes, remembered at most.
 const SUSPECTS_MAX: usize = 1024;
 
@@ -152,6 +155,19 @@ impl Fills {
         drop(flights);
         tokio::task::spawn_local(lead::lead(Arc::clone(self), Arc::clone(&flight), writer));
         (flight, Role::Leader)
+    }
+
+    /// Waits until `flight` is over and its blob, if it is verified, has its name or cannot get it: readers have the
+    /// verdict before. Cancel safe.
+    pub async fn landed(&self, flight: &Arc<Flight>) -> Progress<FillError> {
+        let progress = flight.ended().await;
+        let is_under_way =
+            || lock(&self.flights).get(&flight.digest).is_some_and(|known| Arc::ptr_eq(known, flight));
+        // Publishing takes the time of an fdatasync, and its leader ends in any case.
+        while is_under_way() {
+            tokio::time::sleep(LANDING_EVERY).await;
+        }
+        progress
     }
 
     /// Remembers what a manifest of `repository` says about the sizes of blobs.

@@ -282,7 +282,8 @@ impl Keeper {
             let still_read = usage.departing().bytes();
             tracing::info!(blobs, bytes = done.size, still_read, stored = usage.stored(), "evicted");
         }
-        let missing = demand.less(done);
+        // What could not be freed beyond the bounds was for convenience.
+        let missing = demand.less(self.slack()).less(done);
         if !missing.is_none() {
             let (pinned, missing) = (pinned.len(), missing.size.max(missing.disk));
             tracing::warn!(
@@ -291,7 +292,7 @@ impl Keeper {
                 "the cache is over its bounds, and what is left in it is in use or pinned"
             );
         }
-        Ok(Round { has_scanned: true, is_enough: missing.is_none() })
+        Ok(Round { has_scanned: true, is_enough: demand.less(done).is_none() })
     }
 
     /// The most that the tree could ever hold, in bytes.
@@ -311,13 +312,19 @@ impl Keeper {
         let soon = usage.departing().bytes_soon();
         let lasting = usage.departing().bytes().saturating_sub(soon);
         let taken = usage.stored().saturating_add(usage.claimed(fills)).saturating_add(lasting);
-        let max_size = self.options.max_size.unwrap_or(u64::MAX);
+        let (max_size, slack) = (self.options.max_size.unwrap_or(u64::MAX), self.slack());
         let disk = rustix::fs::statvfs(self.store.layout().root())?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(soon);
         Ok(Bytes {
-            size: with_slack(taken.saturating_sub(max_size), max_size),
-            disk: with_slack(self.options.min_free.saturating_sub(free), self.options.min_free),
+            size: with_slack(taken.saturating_sub(max_size), slack.size),
+            disk: with_slack(self.options.min_free.saturating_sub(free), slack.disk),
         })
+    }
+
+    /// What is freed beyond a bound that is broken.
+    fn slack(&self) -> Bytes {
+        let of = |bound: u64| bound / SLACK_DIVISOR;
+        Bytes { size: of(self.options.max_size.unwrap_or(0)), disk: of(self.options.min_free) }
     }
 
     /// Sums the tree up, and collects what was used longest ago of what would help, the oldest first.
@@ -448,9 +455,9 @@ impl Ord for ByUse {
     }
 }
 
-/// What is to be freed for `excess` bytes over a bound, with some slack; 0 if it is not over it.
-fn with_slack(excess: u64, bound: u64) -> u64 {
-    if excess == 0 { 0 } else { excess.saturating_add(bound / SLACK_DIVISOR) }
+/// What is to be freed for `excess` bytes over a bound; 0 if it is not over it.
+fn with_slack(excess: u64, slack: u64) -> u64 {
+    if excess == 0 { 0 } else { excess.saturating_add(slack) }
 }
 
 #[cfg(test)]
@@ -459,8 +466,26 @@ mod tests {
 
     #[test]
     fn a_bound_that_holds_needs_nothing_and_a_broken_one_some_slack() {
-        assert_eq!(with_slack(0, 100), 0);
-        assert_eq!(with_slack(1, 100), 3);
-        assert_eq!(with_slack(4000, 1000), 4020);
+        assert_eq!(with_slack(0, 2), 0);
+        assert_eq!(with_slack(1, 2), 3);
+        assert_eq!(with_slack(u64::MAX, 2), u64::MAX);
+    }
+
+    #[test]
+    fn a_file_with_another_name_frees_nothing_on_the_disk() {
+        let victim = |len, has_other_name| Scanned {
+            stored: Stored::Blob(crate::oci::Digest::of(crate::oci::Algorithm::Sha256, b"")),
+            len,
+            used_ms: 0,
+            has_other_name,
+        };
+        let mut done = Bytes::default();
+        done.add(&victim(5, true));
+        done.add(&victim(3, false));
+        assert_eq!(done, Bytes { size: 8, disk: 3 });
+        let demand = Bytes { size: 7, disk: 4 };
+        assert_eq!(demand.less(done), Bytes { size: 0, disk: 1 });
+        done.add(&victim(1, false));
+        assert!(demand.less(done).is_none());
     }
 }

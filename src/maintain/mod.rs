@@ -12,6 +12,8 @@
 //!  ├ contents    what one repository has, and what of it stays if something goes
 //!  ├ plan        what of it goes, in which order
 //!  └ sweep       one blob, manifest, link or tag goes, under its lock: here is why no push is ever broken
+//! scrub      every blob is read and hashed again; what is wrong is set aside
+//!  └ repair      and fetched again from where it came from
 //! ```
 //!
 //! Servers and the command line do the same by the same code, at once if need be: locks in the tree keep them apart.
@@ -26,7 +28,9 @@ mod mark;
 pub mod pins;
 mod plan;
 pub mod remove;
+pub mod repair;
 pub mod schedule;
+pub mod scrub;
 mod sweep;
 
 use std::sync::Arc;

@@ -16,6 +16,8 @@ pub mod image;
 pub mod manifest;
 pub mod media_type;
 pub mod name;
+pub mod pattern;
+pub mod schema1;
 
 pub use descriptor::{Descriptor, Platform};
 pub use digest::{Algorithm, Digest, InvalidDigest};
@@ -27,6 +29,7 @@ pub use media_type::Accept;
 pub use name::{
     InvalidName, InvalidReference, InvalidTag, REPOSITORY_NAME_LEN_MAX, Reference, RepositoryName, Tag,
 };
+pub use pattern::Pattern;
 
 /// How much of a refused input an error message repeats, in characters.
 const QUOTED_CHARS_MAX: usize = 100;

@@ -21,6 +21,7 @@ use super::v1::Mirror;
 use crate::fill::Fills;
 use crate::fill::coalesce::Coalesce;
 use crate::fill::fetch::Source;
+use crate::maintain::repair::{Sources, Supplier};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
 use crate::store::upload::UploadLimits;
@@ -174,6 +175,13 @@ impl Registry {
         self
     }
 
+    /// Where the content of its trees can be had again.
+    pub fn sources(&self) -> Sources {
+        let suppliers = self.upstreams.iter().map(|via| via.supplier()).collect();
+        let (local, fills) = (Arc::clone(&self.local), Arc::clone(&self.fills));
+        Sources::new(local, Some(fills), suppliers, self.metrics.clone())
+    }
+
     /// What a repository is called where access to it is decided: with `ns=`, the upstream's name stands before its own,
     /// as it does in a path, since it may be another repository than the one that has the name here.
     pub(super) fn known_as<'a>(
@@ -258,6 +266,17 @@ impl Registry {
 }
 
 impl RegistryUpstream {
+    /// The same for repair, with the same connections, tokens and turns.
+    pub fn supplier(&self) -> Supplier {
+        Supplier {
+            upstream: Arc::clone(&self.upstream),
+            directory: self.directory.clone(),
+            default: self.default,
+            retries: self.retries,
+            turns: Arc::clone(&self.turns),
+        }
+    }
+
     /// Notes how it answered about a tag. What only concerns one repository is no failure of the upstream.
     pub(super) fn note(&self, error: Option<&UpstreamError>) {
         let failure = error.filter(|error| {

@@ -25,6 +25,9 @@
 //! locks/evict                             held by the one process that evicts
 //! locks/{uploads,stale}                   held by the one process that does this job; when it was done last
 //! locks/gc                                held by the one process that collects garbage or removes images
+//! locks/scrub, locks/scrub.json           held by the one process that scrubs in the background; how far it has come
+//! quarantine/<alg>/<hex>.<seconds>        a blob that was not what its name says, and when it was set aside (see
+//!                                         `quarantine`)
 //! ```
 //!
 //! What the Docker v1 protocol has is stored as docker-registry 0.9 stores it, at the root of the tree (the first and the
@@ -331,6 +334,26 @@ impl Layout {
     /// last.
     pub fn job_lock(&self, job: &str) -> PathBuf {
         self.locks().join(job)
+    }
+
+    /// The lock that the one process holds that scrubs this directory in the background.
+    pub fn scrub_lock(&self) -> PathBuf {
+        self.locks().join("scrub")
+    }
+
+    /// How far the scrub in the background has come.
+    pub fn scrub_progress(&self) -> PathBuf {
+        self.locks().join("scrub.json")
+    }
+
+    /// Where blobs are that were not what their names say, one directory per algorithm.
+    pub fn quarantine(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("quarantine").join(algorithm.as_str())
+    }
+
+    /// The blob that was set aside that many seconds after 1970.
+    pub fn quarantined(&self, digest: &Digest, seconds: u64) -> PathBuf {
+        self.quarantine(digest.algorithm()).join(format!("{}.{seconds}", digest.hex()))
     }
 
     /// The directory of lock files.

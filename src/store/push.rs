@@ -173,7 +173,7 @@ pub(super) fn adopt(
 }
 
 /// A synced copy of a blob, verified.
-fn copied(layout: &Layout, source: &std::path::Path, digest: &Digest) -> io::Result<Temporary> {
+pub(super) fn copied(layout: &Layout, source: &std::path::Path, digest: &Digest) -> io::Result<Temporary> {
     let mut source = fs::File::open(source)?;
     let mut copy = Temporary::create(&layout.temporary())?;
     let mut hasher = Hasher::new(digest.algorithm());

@@ -21,6 +21,7 @@ mod refused;
 pub mod residency;
 pub mod ring;
 pub mod send;
+pub mod uncached;
 mod writeback;
 
 pub use allocator::keep_freed_memory;

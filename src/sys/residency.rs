@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -54,11 +55,47 @@ pub fn is_window_resident(file: &File, offset: u64, len: u64) -> Option<bool> {
     is_sample_resident(file, offset, last)
 }
 
+/// The parts of the window that are not in the page cache, in whole pages but for its ends, as far as that can be told:
+/// where `cachestat(2)` is refused, all of it or nothing, by [`is_window_resident`]'s other means.
+pub fn absent_runs(file: &File, offset: u64, len: u64) -> Vec<Range<u64>> {
+    let mut runs = Vec::new();
+    let end = offset.saturating_add(len);
+    if cached_pages(file, offset, len.max(1)).is_none() {
+        if len > 0 && is_window_resident(file, offset, len) != Some(true) {
+            runs.push(offset..end);
+        }
+        return runs;
+    }
+    collect_absent(file, offset..end, &mut runs);
+    runs
+}
+
+/// By halves, so that it takes as many looks as the window is fragmented.
+fn collect_absent(file: &File, window: Range<u64>, runs: &mut Vec<Range<u64>>) {
+    let (page, len) = (page_size(), window.end - window.start);
+    if len == 0 {
+        return;
+    }
+    let pages = (window.end - 1) / page - window.start / page + 1;
+    match cached_pages(file, window.start, len) {
+        Some(0) => match runs.last_mut() {
+            Some(last) if last.end == window.start => last.end = window.end,
+            _ => runs.push(window),
+        },
+        Some(cached) if cached < pages && pages > 1 => {
+            let middle = (window.start / page + pages / 2) * page;
+            collect_absent(file, window.start..middle, runs);
+            collect_absent(file, middle..window.end, runs);
+        }
+        _ => {}
+    }
+}
+
 /// How many pages of the window are in the page cache.
 fn cached_pages(file: &File, offset: u64, len: u64) -> Option<u64> {
     /// `struct cachestat_range`.
     #[repr(C)]
-    struct Range {
+    struct Window {
         offset: u64,
         len: u64,
     }
@@ -72,7 +109,7 @@ fn cached_pages(file: &File, offset: u64, len: u64) -> Option<u64> {
         evicted: u64,
         recently_evicted: u64,
     }
-    let (range, mut counts) = (Range { offset, len }, Counts::default());
+    let (range, mut counts) = (Window { offset, len }, Counts::default());
     let flags: libc::c_uint = 0;
     // SAFETY: both pointers lead to live structs of the layout that the call is documented to read and to write, and
     // it keeps neither.
@@ -154,6 +191,26 @@ mod tests {
         // The first and the last page are there, the one 256 KiB on is not.
         rustix::io::pread(&file, &mut [0; 1][..], 2 * MIB - 1).unwrap();
         assert_eq!(is_sample_resident(&file, MIB, 2 * MIB - 1), Some(false));
+    }
+
+    #[test]
+    fn the_holes_are_found() {
+        let file = cold();
+        let absent = |offset, len| {
+            let runs = absent_runs(&file, offset, len);
+            runs.into_iter().map(|run| (run.start, run.end)).collect::<Vec<_>>()
+        };
+        if cached_pages(&file, 0, 2 * MIB) != Some(0) {
+            return; // a filesystem in memory, or a kernel without cachestat
+        }
+        assert_eq!(absent(0, 2 * MIB), [(0, 2 * MIB)]);
+        assert_eq!(absent(5, 100), [(5, 105)]);
+        assert_eq!(absent(0, 0), []);
+        fadvise(&file, 0, None, Advice::Random).unwrap();
+        rustix::io::pread(&file, &mut [0; 1][..], MIB + 5).unwrap();
+        assert_eq!(absent(0, 2 * MIB), [(0, MIB), (MIB + page_size(), 2 * MIB)]);
+        assert_eq!(absent(MIB, 10), []);
+        assert_eq!(absent(MIB - 1, 2), [(MIB - 1, MIB)]);
     }
 
     #[test]

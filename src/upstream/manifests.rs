@@ -11,7 +11,7 @@ use super::exchange::{Answer, Call, document, field, quoted};
 use super::headers;
 use super::options::Operation;
 use crate::oci::media_type::{ALL_MANIFESTS_ACCEPT, DOCKER_SCHEMA1_SIGNED, essence};
-use crate::oci::{Algorithm, Digest, Reference, RepositoryName};
+use crate::oci::{Algorithm, Digest, Reference, RepositoryName, schema1};
 
 /// A manifest's body has to be complete after this long.
 const MANIFEST_TIMEOUT: Duration = Duration::from_mins(1);
@@ -149,7 +149,7 @@ fn verify(
     attempt: &Attempt,
 ) -> Result<Digest, UpstreamError> {
     let payload = match media_type {
-        Some(DOCKER_SCHEMA1_SIGNED) => jws_payload(bytes),
+        Some(DOCKER_SCHEMA1_SIGNED) => schema1::payload(bytes),
         _ => None,
     };
     let content = payload.as_deref().unwrap_or(bytes);
@@ -164,34 +164,6 @@ fn verify(
         }
     }
     Ok(asked.unwrap_or_else(|| Digest::of(Algorithm::Sha256, content)))
-}
-
-/// What a signed schema 1 manifest's signatures cover, and its digest names: its first `formatLength` bytes and
-/// `formatTail`, both told in each signature's `protected` header (image spec of Docker, schema 1, "Signed Manifests").
-/// `None` if it has no such header; then its digest is that of all its bytes.
-fn jws_payload(bytes: &[u8]) -> Option<Vec<u8>> {
-    #[derive(serde::Deserialize)]
-    struct Signed {
-        signatures: Vec<Signature>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Signature {
-        protected: String,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Protected {
-        format_length: usize,
-        format_tail: String,
-    }
-    let decode =
-        |text: &str| data_encoding::BASE64URL_NOPAD.decode(text.trim_end_matches('=').as_bytes()).ok();
-    let signed: Signed = serde_json::from_slice(bytes).ok()?;
-    let protected: Protected =
-        serde_json::from_slice(&decode(&signed.signatures.first()?.protected)?).ok()?;
-    let mut payload = bytes.get(..protected.format_length)?.to_vec();
-    payload.extend(decode(&protected.format_tail)?);
-    Some(payload)
 }
 
 #[cfg(test)]
@@ -239,9 +211,12 @@ mod tests {
             verify(signed.as_bytes(), None, Some(named), None, &attempt()).is_err(),
             "only for this media type"
         );
-        assert_eq!(jws_payload(br#"{"signatures":[{"protected":"e30"}]}"#), None);
-        assert_eq!(jws_payload(br#"{"signatures":[]}"#), None);
+        assert_eq!(schema1::payload(br#"{"signatures":[{"protected":"e30"}]}"#), None);
+        assert_eq!(schema1::payload(br#"{"signatures":[]}"#), None);
         let long = encode(br#"{"formatLength":999,"formatTail":""}"#);
-        assert_eq!(jws_payload(format!(r#"{{"signatures":[{{"protected":"{long}"}}]}}"#).as_bytes()), None);
+        assert_eq!(
+            schema1::payload(format!(r#"{{"signatures":[{{"protected":"{long}"}}]}}"#).as_bytes()),
+            None
+        );
     }
 }

@@ -22,6 +22,7 @@ mod push;
 mod pushcrash;
 mod rights;
 mod schedule;
+mod scrub;
 mod shared;
 mod support;
 mod tags;

@@ -1,0 +1,596 @@
+//! Scrubbing: everything that is stored is read again, and what is no longer what its name says loses the name.
+//!
+//! Disks lose bits without saying so. A blob was verified when it was stored and is served for years after that without
+//! anybody hashing it again; clients would notice, and could do nothing. [`run`] reads every blob of a tree in the order
+//! of the digests, from the disk rather than from memory ([`uncached`](crate::sys::uncached)), at a bounded rate, and
+//! hashes it. What does not fit, or cannot be read, is read again; if it is still wrong, it is set aside
+//! ([`quarantine`]): from then on nobody is sent it, a cache fetches it again when it is asked for, and
+//! [`repair`](super::repair) fetches it again at once. If memory still has it right, a copy of that takes its place.
+//!
+//! **What is not an error**: a blob that is evicted or removed meanwhile; one that is being written under its name, as
+//! docker-registry does with manifests (it is looked at again when it has settled, and let alone if it still changes); a
+//! signed schema 1 manifest, whose digest is that of its payload. Layers of the Docker v1 protocol have no digest: nothing
+//! can be said about them.
+//!
+//! **When to stop.** A hundred wrong blobs in a row are the machine's fault (its memory, its disk, a wrong mount) rather
+//! than theirs: then nothing more is moved.
+//!
+//! **Runs at once**: one scrub in the background per tree (flock on `locks/scrub`), beside servers, fills, pushes and other
+//! maintenance, and beside a scrub that somebody asked for. It takes no lock while it reads; a blob is set aside under its
+//! digest's lock and only if it is the file that was read. What is hard-linked into two trees is read in each.
+//!
+//! **Survives a crash**: how far a scrub in the background has come (`progress`). A scrub that finds nothing writes
+//! nothing else.
+//!
+//! Memory: one piece, and the names in one of 256 directories. Everything here blocks and belongs on a thread of its own.
+
+mod pace;
+mod progress;
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use self::pace::Pace;
+use self::progress::{Progress, SAVE_EVERY};
+use super::Stop;
+use crate::oci::{Algorithm, Digest, Hasher, schema1};
+use crate::store::Store;
+use crate::store::quarantine::{self, FileIdentity};
+use crate::sys::uncached::{Buffer, PIECE, Uncached, Way};
+
+/// A blob counts as this many bytes at least: finding a small file takes a disk as long as reading so much.
+const BLOB_COST: u64 = 64 << 10;
+/// How soon a scrub that waits for its turn notices that it is to end.
+const STOP_EVERY: Duration = Duration::from_millis(50);
+/// A file that changed less than this long ago may be about to change again.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// How often a blob is looked at that changes meanwhile.
+const LOOKS_MAX: usize = 3;
+/// Wrong blobs in a row after which it is not the blobs.
+const WRONG_IN_A_ROW_MAX: u32 = 100;
+/// The largest manifest that is looked at for signatures, in bytes: what is ever accepted as one.
+const SIGNED_MAX: u64 = 16 << 20;
+/// How often it is told how far a scrub is.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// What a scrub needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct ScrubOptions {
+    /// Bytes to be read per second at most.
+    pub rate: NonZeroU64,
+    /// Who wants it.
+    pub run: Run,
+}
+
+/// Who wants a scrub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// A schedule: it goes on where the last one was interrupted, and there is one at a time.
+    Background,
+    /// Somebody who waits for it: everything is read, whoever else is at it.
+    Foreground,
+}
+
+/// What happens in a scrub.
+#[derive(Debug)]
+pub enum Event {
+    /// So far so good; told every now and then.
+    Reached(Reached),
+    /// A blob is not what its name says.
+    Found(Finding),
+    /// A blob was read wrong once, and right the second time: the disk, its cable, or this machine's memory.
+    Transient {
+        /// Its name.
+        digest: Digest,
+        /// What was wrong.
+        cause: Cause,
+    },
+    /// Something could not be looked at.
+    Unchecked {
+        /// A file or a directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// How far a scrub is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reached {
+    /// Blobs looked at.
+    pub blobs: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// The part of all blobs that is done, from 0 to 1: digests are spread evenly, and looked at in their order.
+    pub share: f64,
+}
+
+/// A blob that is not what its name says, and what became of it.
+#[derive(Debug)]
+pub struct Finding {
+    /// What it should be.
+    pub digest: Digest,
+    /// Its length on disk, in bytes.
+    pub len: u64,
+    /// What it is.
+    pub cause: Cause,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What is wrong with a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// Its bytes are those of another digest.
+    #[error("its bytes have the digest {0}")]
+    Content(Box<Digest>),
+    /// The disk does not give them.
+    #[error("it cannot be read from byte {offset} on: {error}")]
+    Unreadable {
+        /// Where it fails, to the piece.
+        offset: u64,
+        /// The system's word.
+        error: io::Error,
+    },
+}
+
+/// What became of a blob that is wrong.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is there, and has no name any more.
+    SetAside(PathBuf),
+    /// It is there, and what memory held of it, which was right, is on disk in its place.
+    Rescued(PathBuf),
+    /// It has its name still, because it could not be moved.
+    Left(io::Error),
+}
+
+/// What a scrub came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Blobs looked at, those before an interruption included.
+    pub blobs: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Blobs that were wrong, whatever became of them.
+    pub wrong: u64,
+    /// Of these, those that memory still had right.
+    pub rescued: u64,
+    /// Of these, those that could not even be set aside.
+    pub left: u64,
+    /// Blobs that were read wrong once.
+    pub transient: u64,
+    /// Files and directories that could not be looked at.
+    pub unchecked: u64,
+    /// Whether all of the tree was looked at; else the scrub was told to end.
+    pub complete: bool,
+}
+
+/// Why a scrub ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ScrubError {
+    /// Another process is at it.
+    #[error("another process is scrubbing {}", .0.display())]
+    Busy(PathBuf),
+    /// It is not the blobs.
+    #[error(
+        "{WRONG_IN_A_ROW_MAX} blobs in a row are wrong, the last {0}: check this machine's memory, disk and mounts before \
+         anything else; what was set aside is in quarantine"
+    )]
+    TooMany(Digest),
+    /// The lock, or the note of how far it is, cannot be used.
+    #[error("cannot use {}: {error}", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        error: io::Error,
+    },
+}
+
+/// Reads everything that `store` holds, and sets aside what is wrong.
+///
+/// # Errors
+/// It could not begin, or had to end early. What cannot be looked at, or not be set aside, is told and no error.
+pub fn run(
+    store: &Store,
+    options: &ScrubOptions,
+    stop: &Stop,
+    report: &mut dyn FnMut(Event),
+) -> Result<Scrubbed, ScrubError> {
+    let _lock = match options.run {
+        Run::Background => Some(lock(store)?),
+        Run::Foreground => None,
+    };
+    if let Err(error) = quarantine::trim(store) {
+        tracing::warn!(root = %store.layout().root().display(), %error, "cannot remove old files from quarantine");
+    }
+    let known = if options.run == Run::Background { Progress::load(store.layout()) } else { None };
+    let progress = known.unwrap_or_else(Progress::beginning);
+    let now = Instant::now();
+    let done = Scrubbed { blobs: progress.blobs, bytes: progress.bytes, ..Scrubbed::default() };
+    let reader = Reader { pace: Pace::new(options.rate, now), buffer: Buffer::new(), stop, bytes: 0 };
+    let mut scrub = Scrub {
+        store,
+        run: options.run,
+        stop,
+        report,
+        reader,
+        progress,
+        done,
+        in_a_row: 0,
+        saved: now,
+        told: now,
+    };
+    let complete = scrub.tree()?;
+    scrub.done.complete = complete;
+    scrub.tell(if complete { 1.0 } else { scrub.share() });
+    scrub.end(complete);
+    Ok(scrub.done)
+}
+
+/// Whether the blob is what its name says; `None`: it is not held.
+///
+/// # Errors
+/// It cannot be looked at. What the disk cannot give is wrong.
+pub fn is_right(store: &Store, digest: &Digest) -> io::Result<Option<(bool, FileIdentity)>> {
+    let path = store.layout().blob(digest);
+    let file = match Uncached::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let identity = FileIdentity::from(&file.file().metadata()?);
+    let (pace, stop) = (Pace::new(NonZeroU64::MAX, Instant::now()), Stop::new());
+    let mut reader = Reader { pace, buffer: Buffer::new(), stop: &stop, bytes: 0 };
+    let reading = reader.read(file, digest)?;
+    let right = matches!(reading, Reading::Right) || is_signed(&path, digest);
+    Ok(Some((right, identity)))
+}
+
+/// One scrub under way.
+struct Scrub<'a> {
+    store: &'a Store,
+    run: Run,
+    stop: &'a Stop,
+    report: &'a mut dyn FnMut(Event),
+    reader: Reader<'a>,
+    progress: Progress,
+    done: Scrubbed,
+    /// Wrong blobs since the last right one.
+    in_a_row: u32,
+    saved: Instant,
+    told: Instant,
+}
+
+impl Scrub<'_> {
+    /// Everything, in order. `false`: it was told to end.
+    fn tree(&mut self) -> Result<bool, ScrubError> {
+        let blobs = self.store.layout().blobs();
+        for algorithm in Algorithm::ALL {
+            let directory = blobs.join(algorithm.as_str());
+            for prefix in self.names(&directory, 2) {
+                let directory = directory.join(&prefix);
+                let names = self.names(&directory, algorithm.hex_len());
+                for name in names.iter().filter(|name| name.starts_with(&prefix)) {
+                    let Ok(digest) = format!("{algorithm}:{name}").parse() else { continue };
+                    if self.progress.last.is_some_and(|last| digest <= last) {
+                        continue;
+                    }
+                    if self.stop.is_set() || !self.blob(&digest)? {
+                        return Ok(false);
+                    }
+                    self.passed(digest);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The entries of a directory that have this many hexadecimal digits, sorted.
+    fn names(&mut self, directory: &Path, digits: usize) -> Vec<String> {
+        let list = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(directory)? {
+                if let Some(name) = entry?.file_name().to_str()
+                    && name.len() == digits
+                    && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+                {
+                    names.push(name.to_owned());
+                }
+            }
+            names.sort_unstable();
+            Ok(names)
+        };
+        match list() {
+            Ok(names) => names,
+            Err(error) => {
+                if !is_absence(&error) {
+                    self.unchecked(directory, error);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// One blob. `false`: the scrub was told to end before it knew.
+    fn blob(&mut self, digest: &Digest) -> Result<bool, ScrubError> {
+        let path = self.store.layout().blob(digest);
+        match self.look(&path, digest) {
+            Ok(Look::Right) => self.in_a_row = 0,
+            Ok(Look::Stopped) => return Ok(false),
+            Ok(Look::Transient(cause)) => {
+                self.in_a_row = 0;
+                self.done.transient += 1;
+                (self.report)(Event::Transient { digest: *digest, cause });
+            }
+            Ok(Look::Wrong(wrong)) => self.wrong(digest, wrong)?,
+            Err(error) if is_absence(&error) => {}
+            Err(error) => self.unchecked(&path, error),
+        }
+        Ok(true)
+    }
+
+    /// Reads a blob until it is either right or wrong, not about to change.
+    fn look(&mut self, path: &Path, digest: &Digest) -> io::Result<Look> {
+        for _ in 0..LOOKS_MAX {
+            if let Some(look) = self.look_once(path, digest)? {
+                return Ok(look);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "it keeps being written"))
+    }
+
+    /// Reads a blob, and if that shows something wrong again: the same way, then what memory has of it. `None`: somebody
+    /// writes to it.
+    fn look_once(&mut self, path: &Path, digest: &Digest) -> io::Result<Option<Look>> {
+        let file = Uncached::open(path)?;
+        let (before, way) = (file.file().metadata()?, file.way());
+        if !before.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let cause = match self.reader.read(file, digest)? {
+            Reading::Right => return Ok(Some(Look::Right)),
+            Reading::Stopped => return Ok(Some(Look::Stopped)),
+            Reading::Wrong(cause) => cause,
+        };
+        if is_signed(path, digest) {
+            return Ok(Some(Look::Right));
+        }
+        if is_young(&before) && !self.reader.wait(SETTLED_AFTER) {
+            return Ok(Some(Look::Stopped));
+        }
+        let again = self.reader.read(Uncached::open(path)?, digest)?;
+        let seen = fs::metadata(path)?;
+        if !is_same(&before, &seen) {
+            return Ok(None);
+        }
+        match again {
+            Reading::Right => return Ok(Some(Look::Transient(cause))),
+            Reading::Stopped => return Ok(Some(Look::Stopped)),
+            Reading::Wrong(_) => {}
+        }
+        let in_memory = way == Way::Direct
+            && matches!(self.reader.read(Uncached::open_buffered(path)?, digest)?, Reading::Right);
+        Ok(Some(Look::Wrong(Wrong { seen, cause, in_memory })))
+    }
+
+    fn wrong(&mut self, digest: &Digest, wrong: Wrong) -> Result<(), ScrubError> {
+        let Wrong { seen, cause, in_memory } = wrong;
+        let identity = FileIdentity::from(&seen);
+        let rescued = if in_memory { quarantine::rescue(self.store, digest, identity) } else { Ok(None) };
+        let outcome = match rescued {
+            Ok(Some(path)) => Outcome::Rescued(path),
+            // A disk that takes no copy may still rename.
+            Ok(None) | Err(_) => match quarantine::set_aside(self.store, digest, identity) {
+                Ok(Some(path)) => Outcome::SetAside(path),
+                // Evicted, removed or replaced a moment ago.
+                Ok(None) => return Ok(()),
+                Err(error) => Outcome::Left(error),
+            },
+        };
+        self.done.wrong += 1;
+        match &outcome {
+            Outcome::SetAside(_) => {}
+            Outcome::Rescued(_) => self.done.rescued += 1,
+            Outcome::Left(_) => self.done.left += 1,
+        }
+        (self.report)(Event::Found(Finding { digest: *digest, len: seen.len(), cause, outcome }));
+        self.in_a_row += 1;
+        if self.in_a_row >= WRONG_IN_A_ROW_MAX {
+            return Err(ScrubError::TooMany(*digest));
+        }
+        Ok(())
+    }
+
+    fn unchecked(&mut self, path: &Path, error: io::Error) {
+        self.done.unchecked += 1;
+        (self.report)(Event::Unchecked { path: path.to_owned(), error });
+    }
+
+    /// This blob is done with.
+    fn passed(&mut self, digest: Digest) {
+        self.progress.last = Some(digest);
+        self.done.blobs += 1;
+        self.done.bytes += std::mem::take(&mut self.reader.bytes);
+        if self.told.elapsed() >= TELL_EVERY {
+            self.tell(self.share());
+        }
+        if self.saved.elapsed() >= SAVE_EVERY {
+            self.save();
+        }
+    }
+
+    fn share(&self) -> f64 {
+        match &self.progress.last {
+            Some(last) if last.algorithm() == Algorithm::Sha256 => {
+                let bytes = last.bytes();
+                f64::from(u16::from_be_bytes([bytes[0], bytes[1]])) / 65536.0
+            }
+            // Hardly anybody has any.
+            Some(_) => 1.0,
+            None => 0.0,
+        }
+    }
+
+    fn tell(&mut self, share: f64) {
+        self.told = Instant::now();
+        let Scrubbed { blobs, bytes, .. } = self.done;
+        (self.report)(Event::Reached(Reached { blobs, bytes, share }));
+    }
+
+    fn save(&mut self) {
+        self.saved = Instant::now();
+        if self.run == Run::Foreground {
+            return;
+        }
+        self.progress.blobs = self.done.blobs;
+        self.progress.bytes = self.done.bytes;
+        if let Err(error) = self.progress.save(self.store.layout()) {
+            tracing::warn!(%error, "cannot note how far a scrub is: after a restart it begins anew");
+        }
+    }
+
+    fn end(&mut self, complete: bool) {
+        if !complete {
+            return self.save();
+        }
+        if self.run == Run::Background
+            && let Err(error) = Progress::forget(self.store.layout())
+        {
+            tracing::warn!(%error, "cannot remove the note of how far a scrub is: the next one may begin at its end");
+        }
+    }
+}
+
+/// What looking at a blob showed.
+enum Look {
+    Right,
+    Transient(Cause),
+    Wrong(Wrong),
+    Stopped,
+}
+
+/// A blob that was wrong twice.
+struct Wrong {
+    seen: Metadata,
+    cause: Cause,
+    /// Whether the page cache has it right.
+    in_memory: bool,
+}
+
+/// What reading a blob once showed.
+enum Reading {
+    Right,
+    Wrong(Cause),
+    Stopped,
+}
+
+/// Reads blobs, one after the other, at a bounded rate.
+struct Reader<'a> {
+    pace: Pace,
+    buffer: Buffer,
+    stop: &'a Stop,
+    bytes: u64,
+}
+
+impl Reader<'_> {
+    /// Reads all of a blob.
+    ///
+    /// # Errors
+    /// Those that say nothing about the blob.
+    fn read(&mut self, mut file: Uncached, digest: &Digest) -> io::Result<Reading> {
+        let len = file.file().metadata()?.len();
+        let mut hasher = Hasher::new(digest.algorithm());
+        loop {
+            let offset = hasher.len();
+            let cost = len.saturating_sub(offset).min(PIECE as u64);
+            let cost = if offset == 0 { cost.max(BLOB_COST) } else { cost };
+            let pause = self.pace.take(cost, Instant::now());
+            if !self.wait(pause) {
+                return Ok(Reading::Stopped);
+            }
+            match file.read_piece(offset, &mut self.buffer) {
+                Ok(piece) => {
+                    hasher.update(piece);
+                    self.bytes += piece.len() as u64;
+                    if piece.len() < PIECE {
+                        break;
+                    }
+                }
+                Err(error) if is_damage(&error) => {
+                    return Ok(Reading::Wrong(Cause::Unreadable { offset, error }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let actual = hasher.finish();
+        Ok(if actual == *digest { Reading::Right } else { Reading::Wrong(Cause::Content(Box::new(actual))) })
+    }
+
+    /// Sleeps. `false`: it was told to end.
+    fn wait(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            if self.stop.is_set() {
+                return false;
+            }
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return true;
+            }
+            thread::sleep(rest.min(STOP_EVERY));
+        }
+    }
+}
+
+/// Takes the lock of scrubs in the background; it goes with the file.
+fn lock(store: &Store) -> Result<File, ScrubError> {
+    let path = store.layout().scrub_lock();
+    let locked = || {
+        fs::create_dir_all(store.layout().locks())?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+        Ok(file.try_lock().map(|()| file))
+    };
+    match locked() {
+        Ok(Ok(file)) => Ok(file),
+        Ok(Err(fs::TryLockError::WouldBlock)) => Err(ScrubError::Busy(store.layout().root().to_owned())),
+        Ok(Err(fs::TryLockError::Error(error))) | Err(error) => Err(ScrubError::Lock { path, error }),
+    }
+}
+
+/// Whether it is a signed schema 1 manifest that has this digest.
+fn is_signed(path: &Path, digest: &Digest) -> bool {
+    let is_small = fs::metadata(path).is_ok_and(|meta| meta.len() <= SIGNED_MAX);
+    let payload = is_small.then(|| fs::read(path).ok()).flatten().and_then(|bytes| schema1::payload(&bytes));
+    payload.is_some_and(|payload| Digest::of(digest.algorithm(), &payload) == *digest)
+}
+
+/// Whether the error is about what the disk holds, not about this process.
+fn is_damage(error: &io::Error) -> bool {
+    let damage = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO];
+    error.raw_os_error().is_some_and(|code| damage.contains(&code))
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// Whether nobody wrote to it in between. A look at it alone, or another link to it, does not count.
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    FileIdentity::from(one) == FileIdentity::from(other)
+        && one.len() == other.len()
+        && one.modified().ok() == other.modified().ok()
+}
+
+fn is_young(meta: &Metadata) -> bool {
+    let age = meta.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    // A time to come is as young as can be.
+    age.is_none_or(|age| age < SETTLED_AFTER)
+}
+
+#[cfg(test)]
+mod tests;
