@@ -72,6 +72,10 @@ class Bench:
         """A text for the raw data, without the paths of this run and of this checkout."""
         return text.replace(str(self.directory), "DIR").replace(f"{REPOSITORY_ROOT}/", "")
 
+    def directory_for(self, name: str) -> AbstractContextManager[Path]:
+        """The path of a directory that is not there yet, and gone with all that is in it when the block ends."""
+        return self._fresh_directory(name)
+
     def _fresh_directory(self, name: str) -> AbstractContextManager[Path]:
         return _removed_afterwards(self.directory / f"{name}-{next(self._numbers)}")
 

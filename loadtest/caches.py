@@ -38,7 +38,12 @@ sub vcl_backend_response {{ set beresp.ttl = 1d; }}
 class DockerRegistry(Peer):
     name = "docker-registry"
     programs = {"docker-registry": "docker-registry"}
-    setups = {Role.HIT: "filesystem", Role.COLD: "proxy", Role.PUSH: "filesystem"}
+    setups = {
+        Role.HIT: "filesystem",
+        Role.COLD: "proxy",
+        Role.PUSH: "filesystem",
+        Role.COLLECT: "garbage-collect",
+    }
     version_command = ("docker-registry", "--version")
     configuration_file = "registry.yml"
 
@@ -52,7 +57,17 @@ class DockerRegistry(Peer):
         elif site.role is Role.COLD:
             proxy = f"proxy:\n  remoteurl: {site.origin.url}\n"
         path = site.directory / self.configuration_file
-        path.write_text(f"""version: 0.1
+        path.write_text(f"{self._storage(root)}http:\n  addr: 127.0.0.1:{site.port}\n{proxy}")
+        return ["docker-registry", "serve", str(path)]
+
+    def collect_command(self, directory: Path, root: Path) -> list[str]:
+        path = directory / self.configuration_file
+        path.write_text(self._storage(root))
+        return ["docker-registry", "garbage-collect", str(path)]
+
+    def _storage(self, root: Path) -> str:
+        """The part of the configuration that both need."""
+        return f"""version: 0.1
 log:
   level: error
   accesslog:
@@ -62,19 +77,16 @@ storage:
     blobdescriptor: inmemory
   filesystem:
     rootdirectory: {root}
-http:
-  addr: 127.0.0.1:{site.port}
-{proxy}""")
-        return ["docker-registry", "serve", str(path)]
+"""
 
 
 class Spliceway(Peer):
     name = "spliceway"
     programs = {}
-    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: "", Role.ACCEL: "X-Accel-Redirect"}
+    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: "", Role.ACCEL: "X-Accel-Redirect", Role.COLLECT: ""}
     configuration_file = "spliceway.toml"
 
-    # Samples of /metrics that count what must not happen, and those that are kept beside them.
+    # Samples of /metrics that count what must not happen, and how the names of those begin that are kept beside them.
     _MUST_BE_ZERO = ("spliceway_unmatched_regions_total", "spliceway_fill_failures_total")
     _KEPT = (*_MUST_BE_ZERO, "spliceway_fills_total", "process_resident_memory_bytes", "process_open_fds")
     _SAMPLE = re.compile(r"^((\w+)(?:\{.*\})?) (\S+)$", re.MULTILINE)
@@ -107,12 +119,24 @@ workers = 1
 access_log = "off"
 data = "{site.directory}/data"
 
+{self._maintenance()}
 [[registry]]
+{self._bounds()}
 [[registry.upstream]]
 name = "origin"
 url = "{site.origin.url}"
 {accel}""")
         return [str(self.binary), "serve", "--config", str(path), "-q"]
+
+    def collect_command(self, directory: Path, root: Path) -> list[str]:
+        return [str(self.binary), "gc", "--local", str(root), "--grace", "0s", "-q"]
+
+    def _maintenance(self) -> str:
+        """What a server under load is not to do of its own accord."""
+        return '[maintenance]\ngc = "off"\nscrub = "off"\nuploads = "off"\n'
+
+    def _bounds(self) -> str:
+        return ""
 
     def stored_at(self, site: Site, blob: Blob) -> Path:
         for path in (site.directory / "data").glob(f"**/blobs/sha256/{blob.hex[:2]}/{blob.hex}/data"):
@@ -128,7 +152,25 @@ url = "{site.origin.url}"
         finally:
             connection.close()
         samples = self._SAMPLE.findall(text)
-        return {labelled: float(value) for labelled, name, value in samples if name in self._KEPT}
+        return {labelled: float(value) for labelled, name, value in samples if name.startswith(self._KEPT)}
 
     def warnings(self, notes: Mapping[str, float]) -> list[str]:
         return [f"{name} {value:g}" for name, value in notes.items() if value and name.startswith(self._MUST_BE_ZERO)]
+
+
+class SplicewayMaintained(Spliceway):
+    """As busy with its trees as it can be told to: a collection and a scrub whenever the last one has ended, and a cache
+    so small that each fill costs another blob its place."""
+
+    name = "spliceway-maintained"
+    setups = {Role.HIT: "gc, scrub, eviction"}
+
+    _KEPT = (*Spliceway._KEPT, "spliceway_maintenance_", "spliceway_evict")
+    # Less than is fetched within a round.
+    _CACHE_SIZE = "8MiB"
+
+    def _maintenance(self) -> str:
+        return '[maintenance]\ngc = "1s"\nscrub = "1s"\nuploads = "1s"\n'
+
+    def _bounds(self) -> str:
+        return f'max_size = "{self._CACHE_SIZE}"\n'

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Generic, TypeVar
 
 from content import KIB, MIB
-from records import ColdStreamRound, FanOutRound, HitRound, IdleRound, Round
+from records import CollectRound, ColdStreamRound, FanOutRound, HitRound, IdleRound, Round
 
 R = TypeVar("R", bound=Round)
 
@@ -65,6 +65,18 @@ PER_CONNECTION: Figure[IdleRound] = Figure(
     1,
     compared=True,
 )
+COLLECT_WALL: Figure[CollectRound] = Figure("wall s", middle(lambda found: found.wall_s), 2, compared=True)
+COLLECT_CPU: Figure[CollectRound] = Figure("CPU s", smallest(lambda found: found.costs.cpu_ns / 1e9), 2, compared=True)
+# By what a tree with more digests takes more.
+PER_DIGEST: Figure[CollectRound] = Figure(
+    "bytes/digest",
+    largest(
+        lambda found: (found.costs.peak_memory_bytes - found.small_peak_memory_bytes)
+        / max(1, found.digests - found.small_digests)
+    ),
+    0,
+    compared=True,
+)
 PEAK_MEMORY: Figure[Round] = Figure("peak MiB", largest(lambda found: found.costs.peak_memory_bytes / MIB), 0)
 
 _CPU_WORST: Figure[FanOutRound] = Figure("worst", largest(lambda found: found.costs.cpu_ns / 1e9), 2)
@@ -99,6 +111,12 @@ COLD: Columns = (
     *(CPU, _CPU_WORST, PEAK_MEMORY),
 )
 WARM: Columns = (WALL, CPU, _CPU_WORST, PEAK_MEMORY)
+COLLECT: Columns = (
+    *(COLLECT_WALL, COLLECT_CPU, PER_DIGEST),
+    Figure("digests", largest(lambda found: found.digests), 0),
+    PEAK_MEMORY,
+)
+MAINTAINED: Columns = (_P50, _P99, _P999, _REQUESTS, CPU_PER_REQUEST, PEAK_MEMORY)
 IDLE: Columns = (
     PER_CONNECTION,
     Figure("before MiB", middle(lambda found: found.resident_before_bytes / MIB), 0),

@@ -78,7 +78,12 @@ class Meter:
 
 def peak_memory(process: Process) -> int:
     """The most that was ever resident, in bytes: VmHWM of all processes together, so what they share counts twice."""
-    return sum(_kibibytes(Path(f"/proc/{pid}/status"), "VmHWM:") for pid in process.tree()) * 1024
+    return sum(peak_memory_of(pid) for pid in process.tree())
+
+
+def peak_memory_of(pid: int) -> int:
+    """The same of one process; 0 if it has ended."""
+    return _kibibytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
 
 
 def resident_memory(process: Process) -> int:

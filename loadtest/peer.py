@@ -28,6 +28,8 @@ class Role(Enum):
     PUSH = "push"
     # Be the front of an application that answers with where the file is.
     ACCEL = "accel"
+    # Remove garbage from a tree, and end.
+    COLLECT = "collect"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Peer(ABC):
     @abstractmethod
     def prepare(self, site: Site) -> list[str]:
         """Writes configuration and content, and returns the command."""
+
+    def collect_command(self, directory: Path, root: Path) -> list[str]:
+        """The command that collects garbage in a tree, for those that can; what it needs is written to `directory`."""
+        raise NotImplementedError(f"{self.name} collects no garbage")
 
     def stored_at(self, site: Site, blob: Blob) -> Path:
         """The file whose bytes the server sends for a blob that it holds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caches import DockerRegistry, Spliceway, Varnish
+from caches import DockerRegistry, Spliceway, SplicewayMaintained, Varnish
 from fileservers import Caddy, H2o, Lighttpd, Nginx, NginxPush, NginxThreads
 from peer import Peer
 
@@ -22,6 +22,7 @@ SLOW = frozenset({"caddy", "docker-registry"})
 FRONT_CACHES = frozenset({"nginx", "varnish", "spliceway"})
 FRONTS = frozenset({"nginx", "nginx-push", "lighttpd", "spliceway"})
 REGISTRIES = frozenset({"docker-registry", "spliceway"})
+MAINTAINED = frozenset({"spliceway", "spliceway-maintained"})
 EVERY_FRONT_CACHE = FRONT_CACHES | {"nginx-push", "docker-registry"}
 
 
@@ -37,4 +38,5 @@ def all_peers(binary: Path) -> list[Peer]:
         Caddy(),
         DockerRegistry(),
         Spliceway(binary),
+        SplicewayMaintained(binary),
     ]

@@ -124,6 +124,19 @@ class FanOutRound(Round):
 
 
 @dataclass(frozen=True)
+class CollectRound(Round):
+    """A program that collected garbage in a tree, and before that in a small one."""
+
+    kind = "collect"
+
+    wall_s: float
+    # Blobs that were there, garbage included.
+    digests: int
+    small_digests: int
+    small_peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class IdleRound(Round):
     """Connections that made one request each and stay open."""
 

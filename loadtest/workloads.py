@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from asks import Asks, every_blob, multiple_ranges, ranges, revalidations
 from checks import SendfileCheck
+from collects import Collect
 from content import GIB, KIB, MIB
 from fanouts import ColdFanOut, IdleConnections, WarmFanOut
 from hits import AccelWorkload, ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
+from maintenance import Maintained
 from peers import (
     EVERY_FRONT_CACHE,
     FAST,
@@ -16,11 +18,13 @@ from peers import (
     FILE_SERVERS,
     FRONT_CACHES,
     FRONTS,
+    MAINTAINED,
     REGISTRIES,
     SENDFILE,
     SLOW,
 )
 from pushes import Push
+from trees import TreeSize
 from workload import Workload
 
 THROTTLED = 200_000_000
@@ -66,6 +70,13 @@ def all_workloads() -> list[Workload]:
             peers=FAST,
             connections=5_000,
         ),
+        Collect(
+            name="gc_10000x10",
+            title="Garbage collected from 10,000 images of 10 layers in 500 repositories, a tenth of it garbage",
+            size=TreeSize(images=10_000, repositories=500),
+            peers=REGISTRIES,
+        ),
+        *_maintained(),
         SendfileCheck("hit_is_sendfile", "1 MiB held: what leaves by sendfile", MIB),
     ]
 
@@ -126,6 +137,19 @@ def _latency() -> Iterator[Workload]:
     ):
         yield ColdStreamWorkload(
             name=name, title=title, size=2 * GIB, peers=SENDFILE, connections=32, rate=rate_or_none
+        )
+
+
+def _maintained() -> Iterator[Workload]:
+    for size_name, size, rate in (("4kib", 4 * KIB, 2_000), ("1mib", MIB, 200)):
+        yield Maintained(
+            name=f"maintenance_p99_{size_name}",
+            title=f"{_words(size)} held, {rate:,} requests a second over 32 connections, beside 20 fills a second; "
+            "with and without gc, scrub and eviction",
+            size=size,
+            peers=MAINTAINED,
+            connections=32,
+            rate=rate,
         )
 
 

@@ -1,6 +1,7 @@
 //! The work in the background: one evictor per registry on the main thread, everything else on the maintenance thread.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,15 +53,15 @@ impl Maintenance {
         let mut plan = Plan::default();
         let mut before = std::mem::take(&mut self.evictors);
         for registry in &config.registries {
-            let (Some(local), Some(fills)) = (trees.local(&registry.local), trees.fills(&registry.cache))
-            else {
-                continue;
-            };
+            let open =
+                (trees.local(&registry.local), trees.fills(&registry.cache), trees.sources(&registry.name));
+            let (Some(local), Some(fills), Some(sources)) = open else { continue };
             plan.stores.extend([Arc::clone(&local), Arc::clone(fills.store())]);
             let site = Site {
                 registry: registry.name.clone(),
                 local,
                 cache: Arc::clone(fills.store()),
+                sources,
                 settings: settings(&config.maintenance, registry),
                 metrics: self.metrics.maintenance(&registry.name),
             };
@@ -120,5 +121,9 @@ fn settings(maintenance: &MaintenanceConfig, registry: &RegistryConfig) -> Setti
         gc: maintenance.gc.map(|every| (every, gc)),
         uploads: maintenance.uploads,
         upload_expiry: registry.upload_expiry,
+        scrub: maintenance.scrub,
+        // The configuration allows no 0.
+        scrub_rate: NonZeroU64::new(maintenance.scrub_rate).unwrap_or(NonZeroU64::MIN),
+        scrub_repair: maintenance.scrub_repair,
     }
 }

@@ -26,6 +26,8 @@ use crate::upstream::{Credentials, Observer, Relay, Upstream, UpstreamOptions};
 pub(super) struct Trees {
     local: HashMap<PathBuf, Arc<Store>>,
     cache: HashMap<PathBuf, Arc<Fills>>,
+    /// Where what the registries of the newest configuration hold can be had again, by their names.
+    sources: HashMap<String, Arc<Sources>>,
 }
 
 impl Trees {
@@ -37,6 +39,11 @@ impl Trees {
     /// What was pushed, of a tree that is open.
     pub(super) fn local(&self, local: &Path) -> Option<Arc<Store>> {
         self.local.get(local).cloned()
+    }
+
+    /// Where what a registry holds can be had again.
+    pub(super) fn sources(&self, registry: &str) -> Option<Arc<Sources>> {
+        self.sources.get(registry).cloned()
     }
 
     /// The registries and the fronts of a configuration; `numbers` says which of them have listeners of their own. Over
@@ -69,6 +76,8 @@ impl Trees {
             let number = numbers.of_front(&front.options.name);
             fronts.add(front.options.clone(), &front.hosts, number, &named, metrics)?;
         }
+        self.sources =
+            named.iter().map(|(name, registry)| (name.clone(), Arc::new(registry.sources()))).collect();
         Ok((Site { hosts, listeners, default }, fronts))
     }
 

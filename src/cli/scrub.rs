@@ -24,6 +24,7 @@ use super::tree::Unusable;
 use crate::logging;
 use crate::maintain::scrub::{Run, ScrubOptions};
 use crate::maintain::{Stop, repair};
+use crate::sys::lower_priority;
 
 /// Threads that read, write and hash.
 const BLOCKING_THREADS_MAX: usize = 8;
@@ -127,6 +128,8 @@ impl Scrub {
 
 /// One tree after the other. Whether everything is right in the end.
 fn scrub(targets: &[trees::Target], options: ScrubOptions, mut output: Output) -> io::Result<bool> {
+    // Servers beside us go first; threads take it over from this one.
+    lower_priority();
     let mut building = runtime::Builder::new_current_thread();
     let runtime = building.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;
     let stop = Stop::new();

@@ -6,7 +6,7 @@ use super::path_variable;
 use crate::store::Layout;
 
 /// Where a data directory is if nothing says so: as `serve` has it.
-pub(super) const DATA_DEFAULT: &str = "./spliceway-data";
+const DATA_DEFAULT: &str = "./spliceway-data";
 /// Where distribution keeps everything, below its root directory.
 const PLAIN: &str = "docker/registry/v2";
 
@@ -49,7 +49,7 @@ pub(super) fn find(data: Option<PathBuf>, local: Option<PathBuf>) -> Result<Tree
 }
 
 /// The trees of a data directory.
-pub(super) fn of_data(directory: &Path) -> Result<Trees, Unusable> {
+fn of_data(directory: &Path) -> Result<Trees, Unusable> {
     let tree = |name| Some(directory.join(name)).filter(|tree| tree.is_dir()).map(Layout::new);
     let trees = Trees { local: tree("local"), cache: tree("cache") };
     if trees.all().next().is_some() {
@@ -66,7 +66,7 @@ pub(super) fn of_data(directory: &Path) -> Result<Trees, Unusable> {
 }
 
 /// The tree of a plain registry directory, or of what distribution made in it.
-pub(super) fn plain(directory: &Path) -> Result<Trees, Unusable> {
+fn plain(directory: &Path) -> Result<Trees, Unusable> {
     if directory.join(PLAIN).is_dir() {
         return Ok(Trees { local: Some(Layout::new(directory)), cache: None });
     }

@@ -1,7 +1,7 @@
 //! Threads for work that nobody waits for: the lowest priority, apart from the workers and their store threads, so that
 //! requests do not notice it.
 //!
-//! **Runs at once**: one thread with a runtime of its own, on which the schedule lives, and at most [`THREADS`] for work
+//! **Runs at once**: one thread with a runtime of its own, on which the schedule lives, and at most `THREADS` for work
 //! that blocks. They share locks with the workers (a digest's shard, a part of the filesystem's journal) for the time of a
 //! few system calls, which is why they are slow rather than idle ([`lower_priority`]).
 
@@ -114,19 +114,21 @@ mod tests {
 
     use super::*;
 
+    struct Flag(Arc<AtomicBool>);
+
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
     #[test]
     fn work_runs_behind_everything_else_and_ends_with_the_threads() {
         let dropped = Arc::new(AtomicBool::new(false));
-        struct Flag(Arc<AtomicBool>);
-        impl Drop for Flag {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
         let flag = Flag(Arc::clone(&dropped));
         let threads = Threads::start(|| async move {
             let _flag = flag;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
         .unwrap();
         let nice = || Ok(rustix::process::getpriority_process(None)?);

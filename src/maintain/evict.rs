@@ -13,7 +13,7 @@
 //!
 //! **No list in memory**: the tree's sum is a counter, set by a scan at start and again every `RESCAN_EVERY`, or
 //! `RESCAN_SHARE` times as long as a scan takes; victims come from a scan with a heap of at most `VICTIMS_MAX`. Links to an
-//! evicted blob stay for a while (see [`super::stale`]): they remember that upstream let the repository have it, and the
+//! evicted blob stay for a while (see [`crate::store::stale`]): they remember that upstream let the repository have it, and the
 //! next request fills it again.
 //!
 //! **Runs at once**: one task per registry. Scans that nothing waits for run in the [background](super::background), and end

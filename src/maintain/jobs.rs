@@ -2,12 +2,15 @@
 
 use std::error::Error;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Stop;
 use super::gc::{self, Collected, Event, GcError, GcOptions};
-use super::schedule::{Job, Ran};
+use super::repair::{self, Sources, Step, Tree};
+use super::schedule::{Job, Ran, Running, Turn};
+use super::scrub::{self, Run, ScrubError, ScrubOptions, Scrubbed};
 use crate::metrics::MaintenanceMetrics;
 use crate::store::walk::{self, WalkError};
 use crate::store::{Store, on_store_thread, stale, upload};
@@ -24,10 +27,16 @@ pub struct Settings {
     pub uploads: Option<Duration>,
     /// How long after its last chunk an upload is over.
     pub upload_expiry: Duration,
+    /// How often everything is read again.
+    pub scrub: Option<Duration>,
+    /// How fast that goes, in bytes a second.
+    pub scrub_rate: NonZeroU64,
+    /// Whether what it finds corrupt is fetched again.
+    pub scrub_repair: bool,
 }
 
 /// One registry, as far as maintenance is concerned.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Site {
     /// Its name.
     pub registry: String,
@@ -35,6 +44,8 @@ pub struct Site {
     pub local: Arc<Store>,
     /// What was fetched.
     pub cache: Arc<Store>,
+    /// Where what they held can be had again.
+    pub sources: Arc<Sources>,
     /// What is to be done.
     pub settings: Settings,
     /// Where it is counted.
@@ -44,7 +55,9 @@ pub struct Site {
 impl Site {
     /// The jobs.
     pub fn jobs(&self) -> Vec<Job> {
-        [self.gc(), self.uploads(), Some(self.stale())].into_iter().flatten().collect()
+        let scrubs = [(&self.local, Tree::Local), (&self.cache, Tree::Cache)];
+        let scrubs = scrubs.map(|(store, tree)| self.scrub(store, tree));
+        [self.gc(), self.uploads(), Some(self.stale())].into_iter().chain(scrubs).flatten().collect()
     }
 
     fn gc(&self) -> Option<Job> {
@@ -100,6 +113,34 @@ impl Site {
         self.job("stale", &self.cache, STALE_EVERY, &(), work)
     }
 
+    fn scrub(&self, store: &Arc<Store>, tree: Tree) -> Option<Job> {
+        let every = self.settings.scrub?;
+        let options = ScrubOptions { rate: self.settings.scrub_rate, run: Run::Background };
+        let sources = self.settings.scrub_repair.then(|| Arc::clone(&self.sources));
+        // With new sources it begins anew where it was: passwords may have changed.
+        let settings = format!("{options:?} {:?}", sources.as_ref().map(Arc::as_ptr));
+        let (on, metrics) = (Arc::clone(store), self.metrics.clone());
+        let run = move |stop: Stop| {
+            let (store, sources, metrics) = (Arc::clone(&on), sources.clone(), metrics.clone());
+            Box::pin(
+                async move { scrubbed(&store, tree, sources.as_deref(), options, &stop, &metrics).await },
+            ) as Running
+        };
+        let layout = store.layout();
+        Some(Job {
+            name: "scrub",
+            registry: self.registry.clone(),
+            settings,
+            every,
+            tree: layout.repositories(),
+            lock: layout.job_lock("scrub"),
+            locks_itself: true,
+            turn: Turn::Long,
+            metrics: self.metrics.clone(),
+            run: Arc::new(run),
+        })
+    }
+
     /// A job whose runs block, on one tree. `options` is all that it goes by.
     fn job<E: Error + Send + Sync + 'static>(
         &self,
@@ -125,9 +166,56 @@ impl Site {
             tree: layout.repositories(),
             lock: layout.job_lock(name),
             locks_itself: false,
+            turn: Turn::Short,
             metrics: self.metrics.clone(),
             run: Arc::new(run),
         }
+    }
+}
+
+/// One scrub: what it finds goes into the log and the metrics.
+async fn scrubbed(
+    store: &Arc<Store>,
+    tree: Tree,
+    sources: Option<&Sources>,
+    options: ScrubOptions,
+    stop: &Stop,
+    metrics: &MaintenanceMetrics,
+) -> Ran {
+    let mut read = None;
+    let mut report = |step: Step| {
+        step.log(store.layout().root());
+        match &step {
+            Step::Scrub(scrub::Event::Reached(reached)) => {
+                // What was read before a restart was counted then.
+                let before = read.replace(reached.bytes).unwrap_or(reached.bytes);
+                metrics.scrubbed(reached.bytes - before);
+            }
+            Step::Scrub(scrub::Event::Found(_)) => metrics.corrupt("found", 1),
+            Step::Repaired(..) => metrics.corrupt("repaired", 1),
+            Step::NotRepaired(..) => metrics.corrupt("left", 1),
+            _ => {}
+        }
+    };
+    let mended = match repair::scrub(store, tree, sources, options, stop, &mut report).await {
+        Ok(mended) => mended,
+        Err(ScrubError::Busy(_)) => return Ran::Busy,
+        Err(error) => return Ran::Failed(error.into()),
+    };
+    if sources.is_none() {
+        metrics.corrupt("left", mended.unrepaired);
+    }
+    let Scrubbed { blobs, wrong, complete, .. } = mended.scrubbed;
+    let root = store.layout().root().display();
+    match wrong {
+        _ if !complete => Ran::Stopped,
+        _ if !mended.is_right() => Ran::Failed(
+            format!("{root} is not right; the log says what is corrupt, missing or unreadable").into(),
+        ),
+        0 => Ran::Done(Some(format!("read {blobs} blobs of {root} again: all right"))),
+        _ => Ran::Done(Some(format!(
+            "read {blobs} blobs of {root} again: {wrong} were corrupt, and are right now"
+        ))),
     }
 }
 

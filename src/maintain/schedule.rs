@@ -1,7 +1,8 @@
 //! When the jobs of maintenance run in a server.
 //!
 //! **Runs at once**: on the [maintenance thread](super::background) one task per job and registry; of the jobs themselves at
-//! most [`TURNS`], and of the same job on the same tree one in all processes that share it (a lock in its `locks`).
+//! most `TURNS`, and one of those that take days ([`Turn::Long`]), for which the others need not wait. Of the same job on
+//! the same tree one runs in all processes that share it (a lock in its `locks`).
 //!
 //! **Survives a restart**: when a job ran last is the time of modification of its lock file. So a server that is restarted
 //! every night collects garbage none the less, one that is restarted every minute does not do so every minute, and
@@ -21,8 +22,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::task::spawn_local;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Stop;
@@ -37,6 +38,15 @@ const JITTER_MAX: Duration = Duration::from_secs(10);
 const CLOSE_EVERY: Duration = Duration::from_secs(10);
 /// How soon to look again when another process is at it.
 const BUSY_WAIT: Duration = Duration::from_mins(1);
+
+/// Which jobs a job waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// As many others as there are `TURNS`.
+    Short,
+    /// The one that takes long.
+    Long,
+}
 
 /// What a run came to.
 #[derive(Debug)]
@@ -71,6 +81,8 @@ pub struct Job {
     pub lock: PathBuf,
     /// Whether the job takes that lock itself; else it is taken for it.
     pub locks_itself: bool,
+    /// Which jobs it waits for.
+    pub turn: Turn,
     /// Where its runs are counted.
     pub metrics: MaintenanceMetrics,
     /// Begins a run, which is to end at its next step when it is told to.
@@ -116,7 +128,7 @@ async fn close_removed(plans: watch::Receiver<Plan>) {
 }
 
 async fn run_jobs(mut plans: watch::Receiver<Plan>) {
-    let turns = Rc::new(Semaphore::new(TURNS));
+    let turns = Rc::new(Turns { short: Semaphore::new(TURNS), long: Semaphore::new(1) });
     let mut repeated: Vec<Repeated> = Vec::new();
     loop {
         let wanted = plans.borrow_and_update().jobs.clone();
@@ -133,41 +145,66 @@ async fn run_jobs(mut plans: watch::Receiver<Plan>) {
     }
 }
 
-/// A job on its schedule, until this is dropped.
+/// A permit for each run that may be under way.
+struct Turns {
+    short: Semaphore,
+    long: Semaphore,
+}
+
+/// A job on its schedule, until this is dropped; then a run under way ends at its next step.
 struct Repeated {
     job: Job,
     stop: Stop,
-    task: JoinHandle<()>,
+    ended: Rc<Notify>,
 }
 
 impl Repeated {
-    fn begin(job: Job, turns: &Rc<Semaphore>) -> Self {
-        let stop = Stop::new();
-        let task = spawn_local(repeat(job.clone(), stop.clone(), Rc::clone(turns)));
-        Self { job, stop, task }
+    fn begin(job: Job, turns: &Rc<Turns>) -> Self {
+        let (stop, ended) = (Stop::new(), Rc::new(Notify::new()));
+        spawn_local(repeat(job.clone(), stop.clone(), Rc::clone(&ended), Rc::clone(turns)));
+        Self { job, stop, ended }
     }
 }
 
 impl Drop for Repeated {
     fn drop(&mut self) {
         self.stop.stop();
-        self.task.abort();
+        self.ended.notify_one();
     }
 }
 
-async fn repeat(job: Job, stop: Stop, turns: Rc<Semaphore>) {
+/// Runs a job whenever it is due, until it is `ended`; `stop` is set then.
+async fn repeat(job: Job, stop: Stop, ended: Rc<Notify>, turns: Rc<Turns>) {
     let mut last = None;
-    let jitter = JITTER_MAX.min(job.every / 10).mul_f64(fastrand::f64());
-    let mut wait = jitter + due(&job, &mut last).await;
-    loop {
-        sleep(wait).await;
-        // Another process may have run it meanwhile.
-        wait = due(&job, &mut last).await;
-        if !wait.is_zero() {
-            continue;
-        }
-        let Ok(_turn) = turns.acquire().await else { return };
+    let mut wait = JITTER_MAX.min(job.every / 10).mul_f64(fastrand::f64());
+    while !stop.is_set() {
+        let _turn = tokio::select! {
+            () = ended.notified() => return,
+            turn = turn(&job, wait, &mut last, &turns) => turn,
+        };
         wait = attempt(&job, &stop).await;
+    }
+}
+
+/// Waits for so long, then until the job is due, then for its turn.
+async fn turn<'a>(
+    job: &Job,
+    wait: Duration,
+    last: &mut Option<SystemTime>,
+    turns: &'a Turns,
+) -> Option<SemaphorePermit<'a>> {
+    sleep(wait).await;
+    loop {
+        // Another process may have run it meanwhile.
+        let wait = due(job, last).await;
+        if wait.is_zero() {
+            let turns = match job.turn {
+                Turn::Short => &turns.short,
+                Turn::Long => &turns.long,
+            };
+            return turns.acquire().await.ok();
+        }
+        sleep(wait).await;
     }
 }
 
@@ -268,3 +305,6 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

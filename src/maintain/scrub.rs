@@ -78,7 +78,7 @@ pub enum Run {
 /// What happens in a scrub.
 #[derive(Debug)]
 pub enum Event {
-    /// So far so good; told every now and then.
+    /// So far so good; told at the beginning, every now and then, and at the end.
     Reached(Reached),
     /// A blob is not what its name says.
     Found(Finding),
@@ -226,6 +226,7 @@ pub fn run(
         saved: now,
         told: now,
     };
+    scrub.tell(scrub.share());
     let complete = scrub.tree()?;
     scrub.done.complete = complete;
     scrub.tell(if complete { 1.0 } else { scrub.share() });
@@ -549,7 +550,7 @@ impl Reader<'_> {
 
 /// Takes the lock of scrubs in the background; it goes with the file.
 fn lock(store: &Store) -> Result<File, ScrubError> {
-    let path = store.layout().scrub_lock();
+    let path = store.layout().job_lock("scrub");
     let locked = || {
         fs::create_dir_all(store.layout().locks())?;
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;

@@ -336,11 +336,6 @@ impl Layout {
         self.locks().join(job)
     }
 
-    /// The lock that the one process holds that scrubs this directory in the background.
-    pub fn scrub_lock(&self) -> PathBuf {
-        self.locks().join("scrub")
-    }
-
     /// How far the scrub in the background has come.
     pub fn scrub_progress(&self) -> PathBuf {
         self.locks().join("scrub.json")

@@ -15,6 +15,7 @@ mod http;
 mod interop;
 mod listing;
 mod load;
+mod maintain;
 mod operate;
 mod power;
 mod pull;

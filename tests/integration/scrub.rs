@@ -408,3 +408,88 @@ fn people_are_told_in_sentences() {
     assert!(stdout.trim_end().ends_with("1 corrupt, 1 repaired"), "{stdout}");
     assert_eq!(get(spliceway.admin(), "/readyz").status(), 200);
 }
+
+#[test]
+fn a_server_scrubs_and_repairs_by_itself() {
+    let origin = Origin::start();
+    let image = Image::new(1, "amd64", &[100, 300_000]);
+    image.hold(&origin, "team/app", "v1");
+    let spliceway = Spliceway::start(|setup| {
+        setup.origin(&origin);
+        setup.more("\n[maintenance]\nscrub = \"1s\"\n");
+    });
+    let repository = Repository::new(spliceway.addr(), "team/app");
+    repository.assert_holds("v1", &image);
+    let own = Image::new(3, "amd64", &[2000]);
+    repository.named("team/own").push_image("v1", &own);
+    let (theirs, ours) = (sha256(image.layer(1)), sha256(own.layer(0)));
+    spliceway.wait_published(&theirs);
+    flip(&spliceway.blob_path(&theirs));
+    flip(&blob_path(&spliceway.data().join("local"), &ours));
+    let counted = |outcome: &str, least: f64| {
+        let labels = ["registry=\"main\"", &format!("outcome=\"{outcome}\"")];
+        spliceway.wait_metric("spliceway_maintenance_corrupt_blobs_total", &labels, |count| count >= least);
+    };
+    counted("found", 2.0);
+    counted("repaired", 1.0);
+    counted("left", 1.0);
+    spliceway.wait_log(&["ERROR", "a blob is corrupt", &theirs, "quarantine"]);
+    spliceway.wait_log(&["INFO", "repaired: fetched again from origin/team/app", &theirs]);
+    spliceway.wait_log(&["ERROR", "cannot be repaired", &ours]);
+    spliceway.wait_log(&["ERROR", "maintenance failed", "job=\"scrub\"", "local is not right"]);
+    spliceway.wait_metric("spliceway_maintenance_scrubbed_bytes_total", &["registry=\"main\""], |bytes| {
+        bytes > 0.0
+    });
+    // What the server itself has set aside it forgets at once, and what it brought back it has.
+    repository.assert_holds("v1", &image);
+    repository.named("team/own").blob(&ours).expect(404);
+    // The client that has it brings it back, and then all is right.
+    repository.named("team/own").push(own.layer(0));
+    let done = || {
+        let labels = ["job=\"scrub\"", "outcome=\"done\""];
+        spliceway.metric("spliceway_maintenance_runs_total", &labels)
+    };
+    let before = done();
+    // Two trees: one of three further runs began after the push, and is of `local`.
+    eventually("scrubs that find nothing", || (done() >= before + 3.0).then_some(()));
+    let log = spliceway.log();
+    let last = log.lines().rfind(|line| line.contains("data/local again")).expect("a line for each run");
+    assert!(last.contains("all right"), "{last}");
+}
+
+#[test]
+fn a_server_that_is_restarted_goes_on_where_its_scrub_was() {
+    let origin = Origin::start();
+    let image = Image::new(1, "amd64", &[8 * MIB, 8 * MIB]);
+    image.hold(&origin, "team/app", "v1");
+    let mut spliceway = Spliceway::before(&origin);
+    Repository::new(spliceway.addr(), "team/app").assert_holds("v1", &image);
+    for blob in &image.blobs {
+        spliceway.wait_published(&sha256(blob));
+    }
+    spliceway.stop();
+    let progress = spliceway.data().join("cache/locks/scrub.json");
+    // A quarter of a minute for all of it.
+    spliceway.restart(|setup| {
+        setup.more("\n[maintenance]\nscrub = \"1s\"\nscrub_rate = \"1MiB\"\n");
+    });
+    let read = |bytes| bytes > 0.0;
+    spliceway.wait_metric("spliceway_maintenance_scrubbed_bytes_total", &[], read);
+    spliceway.stop();
+    let noted: Value = serde_json::from_slice(&fs::read(&progress).expect("a note")).expect("JSON");
+    let blobs = noted["blobs"].as_u64().expect("a number");
+    assert!((1..4).contains(&blobs), "{noted}");
+    // What was looked at before is not looked at again: the first blob may rot.
+    let last = noted["last"].as_str().expect("a digest").to_owned();
+    let mut digests: Vec<_> = image.blobs.iter().map(|blob| sha256(blob)).chain([image.digest()]).collect();
+    digests.sort_unstable();
+    assert_eq!(digests[usize::try_from(blobs).expect("a few") - 1], last);
+    flip(&spliceway.blob_path(&digests[0]));
+    spliceway.restart(|_| ());
+    let config = spliceway.home().join("spliceway.toml");
+    let faster = fs::read_to_string(config).expect("our own file").replace("1MiB", "1GiB");
+    spliceway.reload_text(&faster);
+    spliceway.wait_log(&["4 blobs of", "data/cache again: all right"]);
+    // The one after that begins at the beginning.
+    spliceway.wait_log(&["ERROR", "a blob is corrupt", &digests[0]]);
+}

@@ -3,11 +3,10 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::app;
-use crate::cli::tree::{self, Unusable};
+use crate::cli::tree::{self, Trees, Unusable};
 use crate::cli::{path_variable, text_variable};
 use crate::config::{Config, Flags, RegistryConfig};
 use crate::maintain::repair::{Sources, Tree};
@@ -30,7 +29,7 @@ pub(super) struct Target {
     pub(super) store: Arc<Store>,
     pub(super) tree: Tree,
     /// `None`: nothing is repaired.
-    pub(super) sources: Option<Rc<Sources>>,
+    pub(super) sources: Option<Arc<Sources>>,
 }
 
 /// The trees that are meant, at least one.
@@ -44,18 +43,24 @@ pub(super) fn targets(given: Given) -> Result<Vec<Target>, Unusable> {
         return Err(Unusable::Usage(message.to_owned()));
     }
     let within = local.clone().or_else(|| data.clone());
-    let data = data.or_else(|| path_variable("SPLICEWAY_DATA"));
-    let flags = Flags { config, data, upstream, ..Flags::default() };
+    let flags = Flags {
+        config,
+        data: data.clone().or_else(|| path_variable("SPLICEWAY_DATA")),
+        upstream,
+        ..Flags::default()
+    };
     if let Some(file) = &flags.config {
         return configured(file, &flags, within.as_deref(), repair);
     }
-    let registry = local.or_else(|| path_variable("REGISTRY_DATA_DIR").filter(|_| flags.data.is_none()));
-    if let Some(registry) = registry {
-        return plain(&registry, &flags, repair);
+    let trees = tree::find(data, local)?;
+    if !repair {
+        return of_registry(trees, None, |_| true);
     }
-    // Says what is wrong with the directory, if something is.
-    tree::of_data(flags.data.as_deref().unwrap_or(tree::DATA_DEFAULT.as_ref()))?;
-    of_registries(&load(&flags)?.registries, None, repair)
+    // A configuration always has a registry, which `--upstream` is about.
+    load(&flags)?
+        .registries
+        .first()
+        .map_or(Ok(Vec::new()), |registry| of_registry(trees, Some(registry), |_| true))
 }
 
 /// The trees of a configuration file, those within a directory only if one is given.
@@ -65,7 +70,15 @@ fn configured(
     within: Option<&Path>,
     repair: bool,
 ) -> Result<Vec<Target>, Unusable> {
-    let targets = of_registries(&load(flags)?.registries, within, repair)?;
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let inside = within.map(real);
+    let is_meant = |root: &Path| inside.as_ref().is_none_or(|inside| real(root).starts_with(inside));
+    let there = |root: &PathBuf| root.is_dir().then(|| Layout::new(root));
+    let mut targets = Vec::new();
+    for registry in &load(flags)?.registries {
+        let trees = Trees { local: there(&registry.local), cache: there(&registry.cache) };
+        targets.extend(of_registry(trees, repair.then_some(registry), is_meant)?);
+    }
     if targets.is_empty() {
         let within = within.map(|directory| format!(" in {}", directory.display())).unwrap_or_default();
         return Err(Unusable::Missing(format!("no registry of {} keeps anything{within}", file.display())));
@@ -78,68 +91,33 @@ fn load(flags: &Flags) -> Result<Config, Unusable> {
     Config::load(flags, &|_| None).map_err(|error| Unusable::Usage(error.to_string()))
 }
 
-/// The trees of registries that are there, those in one directory only if it is given.
-fn of_registries(
-    registries: &[RegistryConfig],
-    within: Option<&Path>,
-    repair: bool,
+/// Those trees of a registry that are there and meant, to be repaired as `repaired` says, if it does.
+fn of_registry(
+    trees: Trees,
+    repaired: Option<&RegistryConfig>,
+    is_meant: impl Fn(&Path) -> bool,
 ) -> Result<Vec<Target>, Unusable> {
-    let within = within.map(real);
-    let is_meant =
-        |path: &Path| path.is_dir() && within.as_ref().is_none_or(|within| real(path).starts_with(within));
-    let mut targets = Vec::new();
-    for registry in registries {
-        let (local, cache) = (is_meant(&registry.local), is_meant(&registry.cache));
-        if !local && !cache {
-            continue;
-        }
-        let local_store = store(Layout::new(&registry.local), false);
-        // What is fetched again goes through the cache, which is made if it is missing.
-        let cache_store = if repair {
-            let options = StoreOptions { handles_max: HANDLES_MAX, evictable: true };
-            let opened = Store::open(&registry.cache, options);
-            Arc::new(opened.map_err(|error| {
-                Unusable::Missing(format!("cannot use {}: {error}", registry.cache.display()))
-            })?)
-        } else {
-            store(Layout::new(&registry.cache), true)
-        };
-        let sources = repair.then(|| sources(registry, &local_store, Some(&cache_store))).transpose()?;
-        if local {
-            targets.push(Target { store: local_store, tree: Tree::Local, sources: sources.clone() });
-        }
-        if cache {
-            targets.push(Target { store: cache_store, tree: Tree::Cache, sources });
-        }
-    }
-    Ok(targets)
-}
-
-/// A directory that holds one tree of what was pushed.
-fn plain(path: &Path, flags: &Flags, repair: bool) -> Result<Vec<Target>, Unusable> {
-    let Some(layout) = tree::plain(path)?.local else { return Ok(Vec::new()) };
-    let store = store(layout, false);
-    let sources = match load(flags)?.registries.first() {
-        Some(registry) if repair => Some(sources(registry, &store, None)?),
-        _ => None,
+    let open = |layout, evictable| {
+        Arc::new(Store::over(layout, StoreOptions { handles_max: HANDLES_MAX, evictable }))
     };
-    Ok(vec![Target { store, tree: Tree::Local, sources }])
+    let local = trees.local.map(|layout| open(layout, false));
+    let cache = trees.cache.map(|layout| open(layout, true));
+    let sources = match repaired {
+        Some(registry) => Some(Arc::new(sources(registry, local.as_ref(), cache.as_ref())?)),
+        None => None,
+    };
+    let stores = [local.map(|store| (store, Tree::Local)), cache.map(|store| (store, Tree::Cache))];
+    let meant = stores.into_iter().flatten().filter(|(store, _)| is_meant(store.layout().root()));
+    Ok(meant.map(|(store, tree)| Target { store, tree, sources: sources.clone() }).collect())
 }
 
 fn sources(
     registry: &RegistryConfig,
-    local: &Arc<Store>,
+    local: Option<&Arc<Store>>,
     cache: Option<&Arc<Store>>,
-) -> Result<Rc<Sources>, Unusable> {
+) -> Result<Sources, Unusable> {
+    // One of the two is there; without `local` nothing is ever brought back into it.
+    let Some(local) = local.or(cache) else { return Err(Unusable::Missing("there is no tree".to_owned())) };
     let sources = app::sources(registry, Arc::clone(local), cache.cloned());
-    sources.map(Rc::new).map_err(|error| Unusable::Usage(error.to_string()))
-}
-
-/// The tree with these paths; makes nothing.
-fn store(layout: Layout, evictable: bool) -> Arc<Store> {
-    Arc::new(Store::over(layout, StoreOptions { handles_max: HANDLES_MAX, evictable }))
-}
-
-fn real(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    sources.map_err(|error| Unusable::Usage(error.to_string()))
 }
