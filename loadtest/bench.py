@@ -11,9 +11,11 @@ from shutil import rmtree
 
 from application import Application, running_application
 from content import Blob, Content
+from copiers import Copier
 from origin import Origin, running_origin
-from peer import Peer, Role, Server, running_server
+from peer import Contestant, Peer, Role, Server, running_server
 from processes import Cores
+from registry import Registry, running_registry
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +27,7 @@ class Bench:
     directory: Path
     content: Content
     cores: Cores
-    peers: Sequence[Peer]
+    peers: Sequence[Contestant]
     rounds: int
     seconds: int
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -34,7 +36,7 @@ class Bench:
     def origin(self, bytes_per_second: int | None = None) -> Iterator[Origin]:
         """Runs an origin on the clients' core."""
         with (
-            self._fresh_directory("origin") as directory,
+            self.fresh_directory("origin") as directory,
             running_origin(directory, self.content, self.cores.client, bytes_per_second) as origin,
         ):
             yield origin
@@ -43,7 +45,7 @@ class Bench:
     def application(self) -> Iterator[Application]:
         """Runs an application on the clients' core."""
         with (
-            self._fresh_directory("application") as directory,
+            self.fresh_directory("application") as directory,
             running_application(directory, self.content, self.cores.client) as application,
         ):
             yield application
@@ -59,24 +61,34 @@ class Bench:
     ) -> Iterator[Server]:
         """Runs a server on its core; what it stored is gone when the block ends."""
         with (
-            self._fresh_directory(peer.name) as directory,
+            self.fresh_directory(peer.name) as directory,
             running_server(peer, role, directory, origin, blobs, self.cores.server, application) as server,
         ):
             yield server
 
+    @contextmanager
+    def registry(self, root: Path | None = None) -> Iterator[Registry]:
+        """Runs a registry on the clients' core: over what is there, or over nothing, to be gone when the block ends."""
+        with (
+            self.fresh_directory("registry") as directory,
+            running_registry(directory, root or directory / "data", self.cores.client) as registry,
+        ):
+            yield registry
+
     def peers_for(self, role: Role, names: frozenset[str]) -> list[Peer]:
-        """Those among the named ones that can do it."""
-        return [peer for peer in self.peers if role in peer.setups and peer.name in names]
+        """Those among the named servers that can do it."""
+        return [peer for peer in self.peers if isinstance(peer, Peer) and role in peer.setups and peer.name in names]
+
+    def copiers(self) -> list[Copier]:
+        """Those that copy registries."""
+        return [peer for peer in self.peers if isinstance(peer, Copier)]
 
     def shortened(self, text: str) -> str:
         """A text for the raw data, without the paths of this run and of this checkout."""
         return text.replace(str(self.directory), "DIR").replace(f"{REPOSITORY_ROOT}/", "")
 
-    def directory_for(self, name: str) -> AbstractContextManager[Path]:
-        """The path of a directory that is not there yet, and gone with all that is in it when the block ends."""
-        return self._fresh_directory(name)
-
-    def _fresh_directory(self, name: str) -> AbstractContextManager[Path]:
+    def fresh_directory(self, name: str) -> AbstractContextManager[Path]:
+        """A directory that nobody has made yet; it is gone when the block ends."""
         return _removed_afterwards(self.directory / f"{name}-{next(self._numbers)}")
 
 

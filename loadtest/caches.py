@@ -9,8 +9,10 @@ from pathlib import Path
 
 from application import INTERNAL
 from content import Blob, write_distribution_layout
+from copiers import Copier, Route
 from peer import Peer, Role, Site
 from processes import ProcessError, free_port
+from registry import registry_configuration, registry_storage
 
 
 class Varnish(Peer):
@@ -57,33 +59,26 @@ class DockerRegistry(Peer):
         elif site.role is Role.COLD:
             proxy = f"proxy:\n  remoteurl: {site.origin.url}\n"
         path = site.directory / self.configuration_file
-        path.write_text(f"{self._storage(root)}http:\n  addr: 127.0.0.1:{site.port}\n{proxy}")
+        path.write_text(registry_configuration(root, site.port) + proxy)
         return ["docker-registry", "serve", str(path)]
 
     def collect_command(self, directory: Path, root: Path) -> list[str]:
         path = directory / self.configuration_file
-        path.write_text(self._storage(root))
+        path.write_text(registry_storage(root))
         return ["docker-registry", "garbage-collect", str(path)]
 
-    def _storage(self, root: Path) -> str:
-        """The part of the configuration that both need."""
-        return f"""version: 0.1
-log:
-  level: error
-  accesslog:
-    disabled: true
-storage:
-  cache:
-    blobdescriptor: inmemory
-  filesystem:
-    rootdirectory: {root}
-"""
 
-
-class Spliceway(Peer):
+class Spliceway(Peer, Copier):
     name = "spliceway"
     programs = {}
-    setups = {Role.HIT: "", Role.COLD: "", Role.PUSH: "", Role.ACCEL: "X-Accel-Redirect", Role.COLLECT: ""}
+    setups = {
+        Role.HIT: "",
+        Role.COLD: "",
+        Role.PUSH: "",
+        Role.ACCEL: "X-Accel-Redirect",
+        Role.COLLECT: "",
+        Role.COPY: "replicate",
+    }
     configuration_file = "spliceway.toml"
 
     # Samples of /metrics that count what must not happen, and how the names of those begin that are kept beside them.
@@ -137,6 +132,9 @@ url = "{site.origin.url}"
 
     def _bounds(self) -> str:
         return ""
+
+    def copy_command(self, route: Route) -> list[str]:
+        return [str(self.binary), "replicate", "--from", route.source, "--to", route.target, "-q"]
 
     def stored_at(self, site: Site, blob: Blob) -> Path:
         for path in (site.directory / "data").glob(f"**/blobs/sha256/{blob.hex[:2]}/{blob.hex}/data"):

@@ -51,7 +51,7 @@ class Collect:
         part = TreeSize(
             max(1, self.size.images // SMALL_SHARE), max(1, self.size.repositories // SMALL_SHARE), self.size.garbage_share
         )
-        with bench.directory_for(self.name) as directory:
+        with bench.fresh_directory(self.name) as directory:
             directory.mkdir()
             small = Tree.write(directory / "small", part)
             large = Tree.write(directory / "large", self.size)

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Generic, TypeVar
 
 from content import KIB, MIB
-from records import CollectRound, ColdStreamRound, FanOutRound, HitRound, IdleRound, Round
+from records import CollectRound, ColdStreamRound, CopyRound, FanOutRound, HitRound, IdleRound, Round
 
 R = TypeVar("R", bound=Round)
 
@@ -57,8 +57,10 @@ CPU_PER_REQUEST: Figure[HitRound] = Figure("CPU µs/request", smallest(_us_per_r
 CPU_PER_GIGABYTE: Figure[HitRound] = Figure("CPU s/GB", smallest(_s_per_gigabyte), 3, compared=True)
 P99: Figure[HitRound] = Figure("p99 ms", middle(lambda found: found.p99_us / 1e3), 2, compared=True)
 COLD_RATE: Figure[ColdStreamRound] = Figure("cold GB/s", middle(lambda found: found.cold_bytes / found.cold_s / 1e9), 2)
-WALL: Figure[FanOutRound] = Figure("wall s", middle(lambda found: found.wall_s), 2, compared=True)
-CPU: Figure[FanOutRound] = Figure("CPU s", smallest(lambda found: found.costs.cpu_ns / 1e9), 2, compared=True)
+WALL: Figure[FanOutRound | CopyRound] = Figure("wall s", middle(lambda found: found.wall_s), 2, compared=True)
+CPU: Figure[FanOutRound | CopyRound] = Figure(
+    "CPU s", smallest(lambda found: found.costs.cpu_ns / 1e9), 2, compared=True
+)
 PER_CONNECTION: Figure[IdleRound] = Figure(
     "KiB/connection",
     largest(lambda found: (found.resident_after_bytes - found.resident_before_bytes) / KIB / found.connections),
@@ -79,7 +81,7 @@ PER_DIGEST: Figure[CollectRound] = Figure(
 )
 PEAK_MEMORY: Figure[Round] = Figure("peak MiB", largest(lambda found: found.costs.peak_memory_bytes / MIB), 0)
 
-_CPU_WORST: Figure[FanOutRound] = Figure("worst", largest(lambda found: found.costs.cpu_ns / 1e9), 2)
+_CPU_WORST: Figure[FanOutRound | CopyRound] = Figure("worst", largest(lambda found: found.costs.cpu_ns / 1e9), 2)
 _REQUESTS: Figure[HitRound] = Figure("requests/s", middle(lambda found: found.requests / found.duration_us * 1e6), 0)
 _RATE: Figure[HitRound] = Figure("GB/s", middle(lambda found: found.bytes / found.duration_us / 1e3), 2)
 _P50: Figure[HitRound] = Figure("p50 ms", middle(lambda found: found.p50_us / 1e3), 2)
@@ -117,6 +119,11 @@ COLLECT: Columns = (
     PEAK_MEMORY,
 )
 MAINTAINED: Columns = (_P50, _P99, _P999, _REQUESTS, CPU_PER_REQUEST, PEAK_MEMORY)
+COPY: Columns = (
+    WALL,
+    Figure("worst", largest(lambda found: found.wall_s), 2),
+    *(CPU, _CPU_WORST, PEAK_MEMORY),
+)
 IDLE: Columns = (
     PER_CONNECTION,
     Figure("before MiB", middle(lambda found: found.resident_before_bytes / MIB), 0),

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import REPOSITORY_ROOT
-from peer import Peer
+from peer import Contestant
 from processes import Cores, first_line
 from records import MachineRecord
 
 
-def describe(directory: Path, cores: Cores, peers: Sequence[Peer], binary: Path) -> MachineRecord:
+def describe(directory: Path, cores: Cores, peers: Sequence[Contestant], binary: Path) -> MachineRecord:
     """The facts of a run whose files lie in `directory`."""
     return MachineRecord(
         date=datetime.now(UTC).isoformat(timespec="seconds"),

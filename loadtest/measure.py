@@ -51,7 +51,7 @@ class Meter:
         self._load_average = os.getloadavg()[0]
         self._mark = origin.mark()
         self._core = min(os.sched_getaffinity(process.popen.pid))
-        self._core_busy = _core_busy(self._core)
+        self._core_busy = core_busy(self._core)
         self._began = time.monotonic_ns()
         self._before = CpuTime.of(process)
 
@@ -59,7 +59,7 @@ class Meter:
         """What was spent since; raises `ProcessError` if the server has ended."""
         after = CpuTime.of(self._process)
         elapsed = time.monotonic_ns() - self._began
-        core_busy = _core_busy(self._core) - self._core_busy
+        busy = core_busy(self._core) - self._core_busy
         self._process.check_alive()
         tally = self._origin.since(self._mark)
         used = after.used_since(self._before)
@@ -67,7 +67,7 @@ class Meter:
             elapsed_ns=elapsed,
             cpu_ns=used,
             cpu_live_threads_ns=after.threads_ns - self._before.threads_ns,
-            core_taken_ns=max(0, core_busy - used),
+            core_taken_ns=max(0, busy - used),
             peak_memory_bytes=peak_memory(self._process),
             origin_gets=tally.gets,
             origin_heads=tally.heads,
@@ -83,12 +83,12 @@ def peak_memory(process: Process) -> int:
 
 def peak_memory_of(pid: int) -> int:
     """The same of one process; 0 if it has ended."""
-    return _kibibytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
+    return kibibytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
 
 
 def resident_memory(process: Process) -> int:
     """What is resident now, in bytes: counted page by page, as the sums in `status` lag behind."""
-    return sum(_kibibytes(Path(f"/proc/{pid}/smaps_rollup"), "Rss:") for pid in process.tree()) * 1024
+    return sum(kibibytes(Path(f"/proc/{pid}/smaps_rollup"), "Rss:") for pid in process.tree()) * 1024
 
 
 def wait_until_idle(process: Process) -> float:
@@ -112,7 +112,7 @@ def _on_core(schedstat: Path) -> int:
         return 0
 
 
-def _core_busy(core: int) -> int:
+def core_busy(core: int) -> int:
     """How long a core has not been idle, in ns: in the kernel's ticks, what the hypervisor took from it included."""
     lines = Path("/proc/stat").read_text().splitlines()
     user, nice, system, _idle, _iowait, *interrupts_and_stolen = next(
@@ -130,7 +130,7 @@ def _process_clock(pid: int) -> int:
         return 0
 
 
-def _kibibytes(path: Path, name: str) -> int:
+def kibibytes(path: Path, name: str) -> int:
     """The value of a line in one of a process's files; 0 if the process has ended."""
     try:
         lines = path.read_text().splitlines()

@@ -30,6 +30,8 @@ class Role(Enum):
     ACCEL = "accel"
     # Remove garbage from a tree, and end.
     COLLECT = "collect"
+    # Copy what one registry holds to another.
+    COPY = "copy"
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,17 @@ class Site:
     application: Application | None = None
 
 
-class Peer(ABC):
-    """A kind of server."""
+class Contestant(ABC):
+    """What is compared with others of its kind."""
 
     # One word, by which --peers, targets and the picture know it.
     name: ClassVar[str]
     # Program to Debian package.
     programs: ClassVar[Mapping[str, str]]
-    # How the server is set up for what it can do, in the words of the report.
+    # How it is set up for what it can do, in the words of the report.
     setups: ClassVar[Mapping[Role, str]]
     # What has the program say which version it is.
     version_command: Sequence[str]
-    # In the site's directory.
-    configuration_file: ClassVar[str]
 
     def label(self, role: Role) -> str:
         """The name in the report."""
@@ -66,6 +66,13 @@ class Peer(ABC):
     def version(self) -> str:
         """What the program says of itself."""
         return first_line(*self.version_command)
+
+
+class Peer(Contestant):
+    """A kind of server."""
+
+    # In the site's directory.
+    configuration_file: ClassVar[str]
 
     @abstractmethod
     def prepare(self, site: Site) -> list[str]:

@@ -1,7 +1,7 @@
 """The servers that are compared.
 
 To add one: a subclass of `Peer` that writes its configuration and says its command, a line in `all_peers`, and its
-name in the sets of those that take part in a workload.
+name in the sets of those that take part in a workload. What copies registries is a `Copier` and needs only the line.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from caches import DockerRegistry, Spliceway, SplicewayMaintained, Varnish
+from copiers import Skopeo
 from fileservers import Caddy, H2o, Lighttpd, Nginx, NginxPush, NginxThreads
-from peer import Peer
+from peer import Contestant
 
 # Who takes part in what.
 FILE_SERVERS = frozenset({"nginx", "nginx-push", "lighttpd", "h2o", "spliceway"})
@@ -26,8 +27,8 @@ MAINTAINED = frozenset({"spliceway", "spliceway-maintained"})
 EVERY_FRONT_CACHE = FRONT_CACHES | {"nginx-push", "docker-registry"}
 
 
-def all_peers(binary: Path) -> list[Peer]:
-    """Every kind of server, in the order in which they take turns."""
+def all_peers(binary: Path) -> list[Contestant]:
+    """Everything that is compared, in the order in which they take turns."""
     return [
         Nginx(),
         NginxPush(),
@@ -37,6 +38,7 @@ def all_peers(binary: Path) -> list[Peer]:
         Varnish(),
         Caddy(),
         DockerRegistry(),
+        Skopeo(),
         Spliceway(binary),
         SplicewayMaintained(binary),
     ]

@@ -151,6 +151,15 @@ class IdleRound(Round):
 
 
 @dataclass(frozen=True)
+class CopyRound(Round):
+    """A program that copied one registry to another."""
+
+    kind = "copy"
+
+    wall_s: float
+
+
+@dataclass(frozen=True)
 class NotesRecord(Record):
     """What a server said of itself after a workload."""
 

@@ -8,6 +8,7 @@ from asks import Asks, every_blob, multiple_ranges, ranges, revalidations
 from checks import SendfileCheck
 from collects import Collect
 from content import GIB, KIB, MIB
+from copies import Replication
 from fanouts import ColdFanOut, IdleConnections, WarmFanOut
 from hits import AccelWorkload, ColdStreamWorkload, HeadWorkload, HitWorkload, RateWorkload
 from maintenance import Maintained
@@ -24,6 +25,7 @@ from peers import (
     SLOW,
 )
 from pushes import Push
+from shelf import large_image, small_images
 from trees import TreeSize
 from workload import Workload
 
@@ -77,6 +79,18 @@ def all_workloads() -> list[Workload]:
             peers=REGISTRIES,
         ),
         *_maintained(),
+        Replication(
+            name="replicate_small",
+            title="200 images of five small layers, copied to a new registry",
+            images=small_images,
+        ),
+        Replication(
+            name="replicate_small_again",
+            title="200 images of five small layers, copied to a registry that has them",
+            images=small_images,
+            again=True,
+        ),
+        Replication(name="replicate_large", title="One layer of 1 GiB, copied to a new registry", images=large_image),
         SendfileCheck("hit_is_sendfile", "1 MiB held: what leaves by sendfile", MIB),
     ]
 

@@ -3,6 +3,7 @@
 //! ```text
 //! main thread     accepts connections, signals, admin endpoints, eviction
 //! maintenance     one thread of the lowest priority, and a few of its own for what blocks: the schedule of jobs
+//! replicate       one thread for each replication: see `replicators`
 //! worker threads  one per core: a current-thread runtime, a ring, the connections handed to it,
 //!                 the fills begun by them
 //! ```
@@ -12,6 +13,7 @@
 //! ends; a second signal ends it at once. SIGHUP reloads. A fill that is under way at the end is resumed at the next start.
 
 mod maintenance;
+mod replicators;
 mod service;
 mod trees;
 
@@ -42,6 +44,7 @@ use crate::sys::listen_fds;
 use crate::sys::ring::{self, Mode};
 use crate::upstream::UpstreamConfigError;
 use maintenance::Maintenance;
+use replicators::Replicators;
 use service::SiteService;
 use trees::Trees;
 pub use trees::sources;
@@ -142,6 +145,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
     let maintenance =
         Maintenance::start(metrics.clone()).map_err(Error::system("start the maintenance thread"))?;
 
+    let replicators = Replicators::new(metrics.clone());
     let application = Application {
         config,
         numbers,
@@ -155,6 +159,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         readiness: Readiness::default(),
         counters,
         maintenance,
+        replicators,
+        listening: Vec::new(),
     };
     let runtime = runtime().map_err(Error::system("start the runtime"))?;
     let served = LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload));
@@ -333,6 +339,9 @@ struct Application {
     readiness: Readiness,
     counters: Arc<Counters>,
     maintenance: Maintenance,
+    replicators: Replicators,
+    /// Where connections are accepted that any registry may be meant by.
+    listening: Vec<SocketAddr>,
 }
 
 impl Application {
@@ -350,6 +359,9 @@ impl Application {
             let address = listener.local_addr().map_err(Error::system("name a socket's address"))?;
             // A line for scripts, which wait for it and read the port from it.
             eprintln!("listening on http://{address}");
+            if number == 0 {
+                self.listening.push(address);
+            }
             let (doors, slots, phases) =
                 (Arc::clone(&self.doors), Arc::clone(&slots), self.phase.subscribe());
             tokio::task::spawn_local(async move {
@@ -375,15 +387,18 @@ impl Application {
             });
         }
         self.maintenance.set(&self.config, &self.trees);
+        self.replicators.set(&self.config, &self.trees, &self.listening);
         self.readiness.ready();
         let workers_at_start = self.config.server.workers;
         tracing::info!(workers = workers_at_start, version = env!("CARGO_PKG_VERSION"), "serving");
         let mut working = workers_at_start.get();
-        while working > 0 {
+        let mut is_replicating = true;
+        while working > 0 || is_replicating {
             tokio::select! {
                 _ = hangup.recv() => self.reload(&reload),
                 () = ending.signalled() => self.end(),
-                _ = workers.recv() => {
+                () = self.replicators.ended(), if is_replicating => is_replicating = false,
+                _ = workers.recv(), if working > 0 => {
                     if *self.phase.borrow() == Phase::Serve {
                         return Err(Error::WorkerDied);
                     }
@@ -397,16 +412,18 @@ impl Application {
     }
 
     /// The first signal drains, a second one cuts.
-    fn end(&self) {
+    fn end(&mut self) {
         if *self.phase.borrow() == Phase::Serve {
             self.readiness.draining();
             let connections = self.doors.open_connections();
             tracing::info!(connections, "ending: answers under way are finished first");
             self.phase.send_replace(Phase::Drain);
             self.maintenance.end_jobs();
+            self.replicators.end(self.config.server.drain_timeout);
         } else {
             tracing::warn!("a second signal: ending at once");
             self.phase.send_replace(Phase::Cut);
+            self.replicators.cut();
         }
     }
 
@@ -444,6 +461,7 @@ impl Application {
         renew_generation();
         self.config = Config { server: self.config.server.clone(), ..config };
         self.maintenance.set(&self.config, &self.trees);
+        self.replicators.set(&self.config, &self.trees, &self.listening);
         tracing::info!("configuration reloaded");
     }
 }

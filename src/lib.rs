@@ -26,7 +26,7 @@
 //! |---|---|
 //! | 5 | [`cli`], [`config`], [`logging`], [`app`] (wiring), [`server`] (listener, transport, connection) |
 //! | 4 | [`registry`] (the API), [`accel`] (the front of applications), [`admin`] (health, metrics) |
-//! | 3 | [`fill`] (one leader per digest, readers), [`maintain`] (eviction, collecting garbage, removing) |
+//! | 3 | [`fill`] (one leader per digest, readers), [`replicate`] (copying registries), [`maintain`] (eviction, collecting garbage, removing) |
 //! | 2 | [`store`] (what is on disk), [`upstream`] (the client) |
 //! | 1 | [`body`], [`watermark`], [`metrics`], [`http`], [`oci`] (pure), [`sys`] (the only unsafe code) |
 
@@ -45,6 +45,7 @@ pub mod maintain;
 pub mod metrics;
 pub mod oci;
 pub mod registry;
+pub mod replicate;
 pub mod server;
 pub mod store;
 pub mod sys;

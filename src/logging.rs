@@ -5,6 +5,8 @@
 //! dropped and counted. The access log is the target [`ACCESS`], at info: a line per request, of `key=value` fields,
 //! unless the configuration turns it off.
 
+mod rotate;
+
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt::{Debug, Write as _};
@@ -22,6 +24,8 @@ use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+
+pub use self::rotate::Rotating;
 
 /// The target of the access log.
 pub const ACCESS: &str = "access";
@@ -73,15 +77,26 @@ pub struct Guard {
     dropped: ErrorCounter,
 }
 
-/// Starts the log of the process. The first call counts; a later one in the same process changes nothing.
+/// Starts the log of the process, on standard error. The first call counts; a later one in the same process changes
+/// nothing.
 pub fn start(options: Options, access_log: bool) -> Guard {
+    start_to(options, access_log, io::stderr(), io::stderr().is_terminal())
+}
+
+/// Starts the log of the process, as [`start`], but lines go to `to`, which may be a terminal.
+pub fn start_to(
+    options: Options,
+    access_log: bool,
+    to: impl Write + Send + 'static,
+    is_terminal: bool,
+) -> Guard {
     let (writer, worker) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_QUEUED_MAX)
         .thread_name("spliceway-log")
-        .finish(io::stderr());
+        .finish(to);
     let dropped = writer.error_counter();
-    let ansi = options.color.applies(io::stderr().is_terminal(), |name| std::env::var_os(name));
+    let ansi = options.color.applies(is_terminal, |name| std::env::var_os(name));
     let format = options.format;
     let lines = move || Bounded { to: writer.clone(), format };
     let subscriber = tracing_subscriber::registry()
@@ -142,7 +157,7 @@ where
         Format::Json => fmt::layer()
             .json()
             .flatten_event(true)
-            .with_current_span(false)
+            .with_current_span(true)
             .with_span_list(false)
             .with_writer(lines)
             .boxed(),

@@ -105,15 +105,26 @@ fn serve_refuses_what_it_cannot_use_before_it_does_anything() {
 #[test]
 fn wrong_usage_is_exit_code_2_and_help_is_0() {
     let directory = tempfile::tempdir().unwrap();
-    for arguments in
-        [&[][..], &["nonsense"], &["serve", "--nonsense"], &["check-config"], &["serve", "--io-uring", "yes"]]
-    {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["serve", "--nonsense"],
+        &["replicate", "--once", "--interval", "1s"],
+        &["check-config"],
+        &["serve", "--io-uring", "yes"],
+    ] {
         let output = spliceway(directory.path(), arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert_eq!(text(&output.stdout), "", "{arguments:?}");
         assert!(text(&output.stderr).contains("--help"), "{arguments:?} {output:?}");
     }
-    for arguments in [&["--help"][..], &["serve", "--help"], &["help", "check-config"], &["--version"]] {
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["replicate", "--help"],
+        &["help", "check-config"],
+        &["--version"],
+    ] {
         let output = spliceway(directory.path(), arguments, &[]);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert_eq!(text(&output.stderr), "", "{arguments:?}");
@@ -167,7 +178,7 @@ fn the_example_configuration_is_usable_and_its_comments_show_the_defaults() {
     let path = directory.path().join("uncommented.toml");
     std::fs::write(&path, &uncommented).unwrap();
     assert_eq!(check(&path), as_it_is);
-    std::fs::write(&path, WITH_A_FRONT).unwrap();
+    std::fs::write(&path, format!("[[registry]]\n{WITH_A_REPLICATION}{WITH_A_FRONT}")).unwrap();
     for line in as_it_is.lines().chain(check(&path).lines()) {
         let Some((key, _)) = line.split_once(" = ") else { continue };
         assert!(given.contains(&format!("{key} = ")) || key == "local", "{key} is not in the example");
@@ -182,7 +193,31 @@ fn the_example_configuration_is_usable_and_its_comments_show_the_defaults() {
         .collect();
     std::fs::write(&path, front.join("\n")).unwrap();
     assert!(check(&path).contains("blobs = \"main\""), "what is said about fronts is a configuration");
+
+    let commented = given.lines().filter_map(|line| line.strip_prefix("#   "));
+    let replication: Vec<_> = commented
+        .skip_while(|line| *line != "[[registry.replicate]]")
+        .take_while(|line| *line != "[[accel]]")
+        .map(|line| line.split("  (").next().unwrap_or(line))
+        .filter(|line| !["ca_file", "username", "password_file"].iter().any(|key| line.starts_with(key)))
+        .collect();
+    std::fs::write(&path, format!("[[registry]]\n{}", replication.join("\n"))).unwrap();
+    let printed = check(&path);
+    std::fs::write(&path, "[[registry]]\n[[registry.replicate]]\nfrom = \"https://master.example\"\n")
+        .unwrap();
+    let defaults = check(&path);
+    for key in ["name", "interval", "include", "exclude", "referrers", "concurrency", "registry_port"] {
+        let line = |text: &str| {
+            let replication = text.split("[[registry.replicate]]").nth(1).unwrap_or_default();
+            replication.lines().find(|line| line.starts_with(&format!("{key} = "))).map(str::to_owned)
+        };
+        assert!(line(&printed).is_some() && line(&printed) == line(&defaults), "{key} is not the default's");
+    }
 }
+
+/// Every key of a replication.
+const WITH_A_REPLICATION: &str = "[[registry.replicate]]\nfrom = \"https://r\"\nsemver = \"1\"\nnewest = 1\n\
+     delete = true\nscheme = \"https\"\n";
 
 /// Every table of a front.
 const WITH_A_FRONT: &str = "[[accel]]\nhosts = [\"h\"]\nbackend = \"http://127.0.0.1:8000\"\n\
@@ -192,7 +227,7 @@ const WITH_A_FRONT: &str = "[[accel]]\nhosts = [\"h\"]\nbackend = \"http://127.0
 fn the_readme_names_every_key() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let registry = "[[registry]]\n[[registry.upstream]]\nname = \"r\"\nurl = \"https://r\"\n";
-    let directory = with_config(&format!("{registry}{WITH_A_FRONT}"));
+    let directory = with_config(&format!("{registry}{WITH_A_REPLICATION}{WITH_A_FRONT}"));
     let output = spliceway(directory.path(), &["check-config", "spliceway.toml"], &[]);
     // Keys that are shown only if they are given.
     let mut keys =
@@ -204,5 +239,39 @@ fn the_readme_names_every_key() {
     keys.extend(text(&output.stdout).lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)));
     for key in keys {
         assert!(readme.contains(&format!("| `{key}` |")), "{key} is not in a table of the README");
+    }
+}
+
+#[test]
+fn replicate_refuses_what_it_cannot_use_before_it_asks_anybody() {
+    let directory = with_config("");
+    let file = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    file("unknown.json", "{\"addrs\": \"a\", \"adress\": \"b\"}");
+    file("wrong.json", "{\"addrs\": \"a\", \"registry-port\": \"many\"}");
+    file("no.json", "addrs = a");
+    let both = ["replicate", "--from", "a", "--to", "b"];
+    let with = |more: &[&'static str]| [&both[..], more].concat();
+    for (arguments, variables, part) in [
+        (vec!["replicate"], &[][..], "give --from"),
+        (vec!["replicate", "--from", "a"], &[], "give --to"),
+        (
+            vec!["replicate", "--to", "b"],
+            &[("SPLICEWAY_REPLICATE_FROM", "a b")],
+            "SPLICEWAY_REPLICATE_FROM: ",
+        ),
+        (with(&["--semver", "soon"]), &[], "--semver: \"soon\""),
+        (with(&["--newest", "0"]), &[], "--newest = \"0\""),
+        (with(&["--interval", "soon"]), &[], "--interval = \"soon\""),
+        (with(&["--from-username", "u"]), &[], "--from-password-file"),
+        (with(&["--to-ca-file", "missing"]), &[], "missing"),
+        (vec!["replicate", "--config", "unknown.json"], &[], "unknown.json: the key \"adress\" is unknown"),
+        (vec!["replicate", "--config", "wrong.json"], &[], "wrong.json: registry-port = \"many\""),
+        (vec!["replicate", "--config", "no.json"], &[], "no.json: "),
+        (vec!["replicate", "--config", "missing.json"], &[], "missing.json: cannot read"),
+    ] {
+        let output = spliceway(directory.path(), &arguments, variables);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {output:?}");
+        assert!(text(&output.stderr).contains(part), "{part} in {output:?}");
+        assert_eq!(text(&output.stdout), "", "{arguments:?}");
     }
 }

@@ -177,12 +177,23 @@ fn mirror(config: &V1Config, workers: usize, metrics: &Metrics) -> Result<Mirror
     })
 }
 
-fn observer(metrics: &Metrics) -> Observer {
+pub(super) fn observer(metrics: &Metrics) -> Observer {
     let metrics = metrics.clone();
     Arc::new(move |seen| {
         let seconds = seen.elapsed.as_secs_f64();
         metrics.upstream_request(seen.upstream, seen.operation.as_str(), seen.outcome, seconds);
     })
+}
+
+/// A login as the client takes it.
+pub(super) fn credentials(configured: &config::Credentials) -> Credentials {
+    match configured {
+        config::Credentials::None => Credentials::None,
+        config::Credentials::Basic { username, password } => {
+            Credentials::Basic { username: username.clone(), password: password.expose().to_owned() }
+        }
+        config::Credentials::DockerConfig(path) => Credentials::DockerConfig(path.clone()),
+    }
 }
 
 /// The client of one upstream. Contacts nobody.
@@ -192,16 +203,9 @@ fn connect(
     workers: usize,
     metrics: &Metrics,
 ) -> Result<RegistryUpstream, Error> {
-    let credentials = match &config.credentials {
-        config::Credentials::None => Credentials::None,
-        config::Credentials::Basic { username, password } => {
-            Credentials::Basic { username: username.clone(), password: password.expose().to_owned() }
-        }
-        config::Credentials::DockerConfig(path) => Credentials::DockerConfig(path.clone()),
-    };
     let options = UpstreamOptions {
         mirrors: config.mirrors.iter().map(ToString::to_string).collect(),
-        credentials,
+        credentials: credentials(&config.credentials),
         ca_file: config.ca_file.clone(),
         auth_hosts: config.auth_hosts.clone(),
         connect_timeout: config.connect_timeout,

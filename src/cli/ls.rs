@@ -14,9 +14,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use self::remote::Login;
+use super::WRONG_USAGE;
+use super::login::Login;
 use super::tree::{self, Unusable};
-use super::{WRONG_USAGE, path_variable, text_variable};
 use crate::logging;
 use crate::oci::Pattern;
 
@@ -124,12 +124,13 @@ impl Ls {
     fn list(self, output: &mut Output<impl Write>) -> Result<io::Result<()>, Unusable> {
         if let Some(url) = self.url {
             let login = Login {
-                username: self.username.or_else(|| text_variable("SPLICEWAY_USERNAME")),
-                password_file: self.password_file.or_else(|| path_variable("SPLICEWAY_PASSWORD_FILE")),
-                docker_config: self.docker_config.or_else(|| path_variable("SPLICEWAY_DOCKER_CONFIG")),
+                username: self.username,
+                password_file: self.password_file,
+                docker_config: self.docker_config,
                 auth_hosts: self.auth_hosts,
-                ca_file: self.ca_file.or_else(|| path_variable("SPLICEWAY_CA_FILE")),
+                ca_file: self.ca_file,
             };
+            let login = login.or_variables();
             return remote::list(&url, login, output);
         }
         let trees: Vec<_> = tree::find(self.data, self.local)?.all().cloned().collect();

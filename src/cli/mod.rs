@@ -5,8 +5,10 @@
 
 mod check_config;
 mod gc;
+mod login;
 mod ls;
 mod removals;
+mod replicate;
 mod rm;
 mod scrub;
 mod serve;
@@ -51,6 +53,8 @@ Examples:
       spliceway rm team/app:1.0 --data /var/lib/spliceway --dry-run
   Is everything that is stored still right?
       spliceway scrub --data /var/lib/spliceway
+  Copy another registry's images to this one:
+      spliceway replicate --from registry.example:5000 --to localhost:5000
 
 Every flag can be given as a variable, named beside it. Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -62,6 +66,7 @@ enum Command {
     Rm(rm::Rm),
     Gc(gc::Gc),
     Scrub(scrub::Scrub),
+    Replicate(Box<replicate::Replicate>),
 }
 
 /// Flags that every subcommand takes.
@@ -117,6 +122,7 @@ impl Cli {
             Command::Rm(rm) => rm.run(logging),
             Command::Gc(gc) => gc.run(logging),
             Command::Scrub(scrub) => scrub.run(logging),
+            Command::Replicate(replicate) => replicate.run(logging),
         }
     }
 }

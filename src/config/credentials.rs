@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
+use super::error::ConfigError;
+use super::field::Field;
+use super::raw::Scalar;
+
 /// A text that is shown nowhere: `Debug` prints `<hidden>`, there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -84,6 +88,61 @@ impl Visitor<'_> for SecretVisitor {
 
 const NOT_TEXT: &str = "a password is a string: put it in quotation marks";
 
+/// The settings of a login.
+pub(super) struct Fields<'a> {
+    pub(super) username: Field<'a, Scalar>,
+    pub(super) password: Field<'a, Secret>,
+    pub(super) password_file: Field<'a, PathBuf>,
+    pub(super) docker_config: Field<'a, PathBuf>,
+}
+
+impl Fields<'_> {
+    /// At most one source of a password, and a user name with a password that is written or named here. `host` is for the
+    /// advice to log in there.
+    pub(super) fn check(self, host: &str) -> Result<Credentials, ConfigError> {
+        let Self { username, password, password_file: file, docker_config: docker } = self;
+        if let Some(path) = docker.path()? {
+            if username.given.is_some() || password.given.is_some() || file.given.is_some() {
+                let problem = "stands beside another user name or password";
+                return Err(docker.bad(path.display(), problem, "give one or the other"));
+            }
+            check_docker_config(&path).map_err(|problem| {
+                let remedy = format!("run e.g. `skopeo login --authfile {} {host}`", path.display());
+                docker.bad(path.display(), problem, remedy)
+            })?;
+            return Ok(Credentials::DockerConfig(path));
+        }
+        let secret = match (&password.given, file.path()?) {
+            (Some(_), Some(path)) => {
+                return Err(file.bad(path.display(), "stands beside `password`", "give one or the other"));
+            }
+            (Some(secret), None) if secret.expose().is_empty() => {
+                return Err(password.bad_unshown("is empty", "leave out `username` and `password` for none"));
+            }
+            (Some(secret), None) => Some(secret.clone()),
+            (None, Some(path)) => Some(read_password(&path).map_err(|problem| {
+                let remedy = "name a readable file that holds the password and nothing else";
+                file.bad(path.display(), problem, remedy)
+            })?),
+            (None, None) => None,
+        };
+        match (username.text(), secret) {
+            (None, None) => Ok(Credentials::None),
+            (None, Some(_)) => {
+                Err(username.bad_unshown("is missing", "give the user that the password is for"))
+            }
+            (Some(user), None) => {
+                Err(username.bad(user, "has no password", "add `password_file`, or leave the user name out"))
+            }
+            // RFC 7617 section 2: what follows the first colon is the password.
+            (Some(user), Some(_)) if user.is_empty() || user.contains(':') => {
+                Err(username.bad(user, "is not a user name", "it has at least one character and no colon"))
+            }
+            (Some(username), Some(password)) => Ok(Credentials::Basic { username, password }),
+        }
+    }
+}
+
 /// The most that is read of a password file or a docker config, in bytes; real ones have a few hundred.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -109,7 +168,7 @@ pub(super) fn check_certificates(path: &Path) -> Result<(), String> {
 
 /// Whether `docker login`, `podman login` or `skopeo login` may have written the file; what is in it is looked up when
 /// an upstream asks for credentials.
-pub(super) fn check_docker_config(path: &Path) -> Result<(), String> {
+fn check_docker_config(path: &Path) -> Result<(), String> {
     // serde_json's messages repeat values: only the place is passed on.
     match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&read(path)?) {
         Ok(_) => Ok(()),

@@ -19,6 +19,7 @@ mod maintenance;
 mod name;
 mod raw;
 mod registry;
+mod replicate;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub(crate) use self::credentials::read_password;
 pub use self::credentials::{Credentials, Secret};
 pub use self::error::{BadValue, ConfigError, Origin};
 pub use self::maintenance::MaintenanceConfig;
+pub use self::replicate::ReplicateConfig;
 pub use self::v1::V1Config;
 use crate::accel::AccelOptions;
 use crate::registry::access::AccessOptions;
@@ -153,6 +155,8 @@ pub struct RegistryConfig {
     pub v1: Option<V1Config>,
     /// Where content comes from that is not held; names and aliases are unique, at most one is the default.
     pub upstreams: Vec<UpstreamConfig>,
+    /// What is copied from other registries into `local`. Default nothing.
+    pub replicate: Vec<ReplicateConfig>,
 }
 
 /// `[[registry.upstream]]`: a registry that content is fetched from.

@@ -80,6 +80,8 @@ pub(super) struct Registry {
     pub(super) v1: Option<Spanned<V1>>,
     #[serde(default)]
     pub(super) upstream: Vec<Spanned<Upstream>>,
+    #[serde(default)]
+    pub(super) replicate: Vec<Spanned<Replicate>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -116,6 +118,32 @@ pub(super) struct Upstream {
     pub(super) header_timeout: Setting<Scalar>,
     pub(super) stall_timeout: Setting<Scalar>,
     pub(super) retries: Setting<Scalar>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Replicate {
+    pub(super) name: Setting<Scalar>,
+    pub(super) from: Setting<Texts>,
+    pub(super) interval: Setting<Scalar>,
+    pub(super) include: Setting<Texts>,
+    pub(super) exclude: Setting<Texts>,
+    pub(super) semver: Setting<Scalar>,
+    pub(super) newest: Setting<Scalar>,
+    pub(super) platforms: Setting<Texts>,
+    pub(super) referrers: Setting<Scalar>,
+    pub(super) delete: Setting<Scalar>,
+    pub(super) delete_max: Setting<Scalar>,
+    pub(super) concurrency: Setting<Scalar>,
+    pub(super) scheme: Setting<Scalar>,
+    pub(super) registry_port: Setting<Scalar>,
+    pub(super) local_addrs: Setting<Texts>,
+    pub(super) username: Setting<Scalar>,
+    pub(super) password: Setting<Secret>,
+    pub(super) password_file: Setting<PathBuf>,
+    pub(super) docker_config: Setting<PathBuf>,
+    pub(super) ca_file: Setting<PathBuf>,
+    pub(super) auth_hosts: Setting<Texts>,
 }
 
 #[derive(Deserialize, Default)]

@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::error::{ConfigError, Origin};
 use super::field::{Field, GIB, MIB, SIZE_MAX, Source, nonzero};
 use super::raw::{self, Scalar, Setting};
-use super::{RegistryConfig, ServerConfig, access, name, upstream, v1};
+use super::{RegistryConfig, ServerConfig, access, name, replicate, upstream, v1};
 
 /// All registries: those of the file, or the one that there is without any. `shorthand` is the URL of `--upstream`;
 /// `exposed` is where others than this machine can connect, if anywhere.
@@ -46,6 +46,7 @@ struct Seen {
     hosts: HashSet<String>,
     addresses: Vec<SocketAddr>,
     trees: Vec<PathBuf>,
+    replications: HashSet<String>,
 }
 
 /// One table being checked.
@@ -86,6 +87,7 @@ impl Registry<'_> {
             Some((origin, url)) => vec![upstream::shorthand(source, origin, &url, warnings)?],
             None => upstream::check(source, &table, raw.upstream, warnings)?,
         };
+        let replicate = replicate::check(source, &table, raw.replicate, &mut seen.replications, warnings)?;
         let own = listen.iter().find(|address| !address.ip().to_canonical().is_loopback());
         let exposed = self.exposed.map(str::to_owned).or_else(|| own.map(ToString::to_string));
         let place = access::Place { source, name: &name, exposed: exposed.as_deref(), upstreams: &upstreams };
@@ -113,6 +115,7 @@ impl Registry<'_> {
             )?,
             http_secret: raw.http_secret.map(Spanned::into_inner),
             handles_max: nonzero(field("handles_max", raw.handles_max).count(0, 0..=1_000_000)?),
+            replicate,
             upstreams,
         })
     }

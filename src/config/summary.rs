@@ -8,11 +8,12 @@ use toml::Value;
 
 use super::field::{OFF, duration_text, size_text};
 use super::{
-    AccelConfig, Config, Credentials, MaintenanceConfig, RegistryConfig, ServerConfig, UpstreamConfig,
-    V1Config,
+    AccelConfig, Config, Credentials, MaintenanceConfig, RegistryConfig, ReplicateConfig, ServerConfig,
+    UpstreamConfig, V1Config,
 };
 use crate::accel::LocationContent;
 use crate::registry::access::{AccessOptions, Rights};
+use crate::replicate::Address;
 
 /// See [`Config::summary`].
 pub(super) fn summary(config: &Config) -> String {
@@ -27,6 +28,9 @@ pub(super) fn summary(config: &Config) -> String {
         }
         for one in &one.upstreams {
             upstream(&mut table, one);
+        }
+        for one in &one.replicate {
+            replicate(&mut table, one);
         }
     }
     for one in &config.accel {
@@ -143,13 +147,7 @@ fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
     table.text("url", &upstream.url);
     table.list("mirrors", &upstream.mirrors);
     table.plain("default", upstream.default);
-    match &upstream.credentials {
-        Credentials::None => {}
-        Credentials::Basic { username, .. } => {
-            table.start(&format!("# username {username:?}, with a password"));
-        }
-        Credentials::DockerConfig(path) => table.path("docker_config", path),
-    }
+    table.credentials(&upstream.credentials);
     if let Some(path) = &upstream.ca_file {
         table.path("ca_file", path);
     }
@@ -161,6 +159,40 @@ fn upstream(table: &mut Table, upstream: &UpstreamConfig) {
     table.duration("header_timeout", upstream.header_timeout);
     table.duration("stall_timeout", upstream.stall_timeout);
     table.plain("retries", upstream.retries);
+}
+
+fn replicate(table: &mut Table, replicate: &ReplicateConfig) {
+    let (selection, options) = (&replicate.selection, &replicate.options);
+    table.start("\n[[registry.replicate]]");
+    table.text("name", &replicate.name);
+    table.list("from", &replicate.from);
+    table.duration("interval", replicate.interval);
+    table.list("include", &selection.include);
+    table.list("exclude", &selection.exclude);
+    if let Some(range) = &selection.versions {
+        table.text("semver", range);
+    }
+    if let Some(count) = selection.newest {
+        table.plain("newest", count);
+    }
+    table.list("platforms", &selection.platforms);
+    table.plain("referrers", options.referrers);
+    table.plain("delete", options.delete_max.is_some());
+    if let Some(count) = options.delete_max {
+        table.plain("delete_max", count);
+    }
+    table.plain("concurrency", options.blobs_at_once);
+    if let Some(scheme) = replicate.defaults.scheme {
+        table.text("scheme", scheme.as_str());
+    }
+    table.plain("registry_port", replicate.defaults.port);
+    let local: Vec<_> = replicate.local_addrs.iter().map(Address::url).collect();
+    table.list("local_addrs", &local);
+    table.credentials(&replicate.credentials);
+    if let Some(path) = &replicate.ca_file {
+        table.path("ca_file", path);
+    }
+    table.list("auth_hosts", &replicate.auth_hosts);
 }
 
 fn accel(table: &mut Table, accel: &AccelConfig) {
@@ -229,6 +261,16 @@ impl Table {
 
     fn duration_or_off(&mut self, key: &str, duration: Option<Duration>) {
         self.text(key, duration.map_or_else(|| OFF.to_owned(), duration_text));
+    }
+
+    fn credentials(&mut self, credentials: &Credentials) {
+        match credentials {
+            Credentials::None => {}
+            Credentials::Basic { username, .. } => {
+                self.start(&format!("# username {username:?}, with a password"));
+            }
+            Credentials::DockerConfig(path) => self.path("docker_config", path),
+        }
     }
 
     fn list<T: ToString>(&mut self, key: &str, values: &[T]) {

@@ -141,7 +141,13 @@ impl Upstream<'_> {
         };
         let timeout = |key, setting: Setting<Scalar>, default| self.field(key, setting).timeout(default);
 
-        let credentials = self.credentials(&mut raw, &named)?;
+        let login = credentials::Fields {
+            username: self.field("username", raw.username.take()),
+            password: self.field("password", raw.password.take()),
+            password_file: self.field("password_file", raw.password_file.take()),
+            docker_config: self.field("docker_config", raw.docker_config.take()),
+        };
+        let credentials = login.check(&name::authority(&named.url))?;
         let Named { name, aliases, url, default } = named;
         if credentials != Credentials::None && url.scheme() == "http" && !is_loopback(&url) {
             warnings.push(format!("{}: the password travels unencrypted, as the url is http", self.table));
@@ -181,58 +187,6 @@ impl Upstream<'_> {
         let mut own = HashSet::from([name.to_owned()]);
         aliases.retain(|alias| own.insert(alias.clone()));
         Ok(aliases)
-    }
-
-    /// At most one source of a password, and a user name with a password that is written or named here.
-    fn credentials(&self, raw: &mut raw::Upstream, named: &Named) -> Result<Credentials, ConfigError> {
-        let username = self.field("username", raw.username.take());
-        let password = self.field("password", raw.password.take());
-        let file = self.field("password_file", raw.password_file.take());
-        let docker = self.field("docker_config", raw.docker_config.take());
-
-        if let Some(path) = docker.path()? {
-            if username.given.is_some() || password.given.is_some() || file.given.is_some() {
-                let problem = "stands beside another user name or password";
-                return Err(docker.bad(path.display(), problem, "give one or the other"));
-            }
-            credentials::check_docker_config(&path).map_err(|problem| {
-                let host = name::authority(&named.url);
-                let remedy = format!("run e.g. `skopeo login --authfile {} {host}`", path.display());
-                docker.bad(path.display(), problem, remedy)
-            })?;
-            return Ok(Credentials::DockerConfig(path));
-        }
-        let secret = match (&password.given, file.path()?) {
-            (Some(_), Some(path)) => {
-                return Err(file.bad(path.display(), "stands beside `password`", "give one or the other"));
-            }
-            (Some(secret), None) if secret.expose().is_empty() => {
-                return Err(password.bad_unshown("is empty", "leave out `username` and `password` for none"));
-            }
-            (Some(secret), None) => Some(secret.clone()),
-            (None, Some(path)) => Some(credentials::read_password(&path).map_err(|problem| {
-                file.bad(
-                    path.display(),
-                    problem,
-                    "name a readable file that holds the password and nothing else",
-                )
-            })?),
-            (None, None) => None,
-        };
-        match (username.text(), secret) {
-            (None, None) => Ok(Credentials::None),
-            (None, Some(_)) => {
-                Err(username.bad_unshown("is missing", "give the user that the password is for"))
-            }
-            (Some(user), None) => {
-                Err(username.bad(user, "has no password", "add `password_file`, or leave the user name out"))
-            }
-            // RFC 7617 section 2: what follows the first colon is the password.
-            (Some(user), Some(_)) if user.is_empty() || user.contains(':') => {
-                Err(username.bad(user, "is not a user name", "it has at least one character and no colon"))
-            }
-            (Some(username), Some(password)) => Ok(Credentials::Basic { username, password }),
-        }
     }
 }
 

@@ -31,6 +31,12 @@ impl Fingerprints {
         self.set.len()
     }
 
+    /// About what they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        // A byte of its own for each place, of which one in eight stays free.
+        self.set.capacity() * (size_of::<u64>() + 1) * 8 / 7
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()

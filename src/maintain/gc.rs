@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use super::Stop;
 use super::contents::{Contents, Revision};
 use super::mark::{Gone, Marks};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::sweep::{Began, Sweeper, hold, wait_for_others};
 pub use super::sweep::{Collected, Event, GcError, Removed};
 use crate::store::recover::{self, FILL_AGE};
@@ -127,10 +127,7 @@ impl Run<'_> {
         if !plans.is_empty() {
             self.sweeper.phase("removing manifests");
         }
-        for plan in &plans {
-            self.stop.check()?;
-            plan.carry_out(&mut self.sweeper);
-        }
+        plan::carry_out(&plans, &mut self.sweeper, self.stop)?;
         if !self.options.dry_run {
             // What could not be removed counts.
             self.gone = Gone::default();

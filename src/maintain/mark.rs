@@ -14,13 +14,12 @@
 //! that were read are kept whole (80 to 160 bytes each), since here a confusion would lose what a manifest names. There is
 //! no list of what could be removed: whoever sweeps walks over the blobs and asks.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::time::SystemTime;
 
 use super::Stop;
 use super::contents::is_manifest;
+use super::fingerprints::Fingerprints;
 use super::sweep::GcError;
 use crate::oci::{Algorithm, Digest, Manifest, Tag};
 use crate::store::walk::{self, Place, Unknown, WalkError};
@@ -54,15 +53,12 @@ impl Gone {
 /// The digests that looks have found so far.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
-    key: RandomState,
     marked: Fingerprints,
     /// Those that nothing refers to and a repository was given lately.
     young: Fingerprints,
     /// Manifests that were read, all they name being marked.
     read: HashSet<Digest>,
 }
-
-type Fingerprints = HashSet<u64, BuildHasherDefault<AsItIs>>;
 
 /// Why a digest is looked at, and so what is expected of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,12 +100,12 @@ impl Marks {
 
     /// Whether anything refers to it.
     pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.marked.contains(&self.fingerprint(digest))
+        self.marked.contains(digest)
     }
 
     /// Whether a repository was given it lately.
     pub(super) fn is_young(&self, digest: &Digest) -> bool {
-        self.young.contains(&self.fingerprint(digest))
+        self.young.contains(digest)
     }
 
     /// How many digests are marked.
@@ -119,8 +115,8 @@ impl Marks {
 
     /// About what the marks take, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let fingerprints = self.marked.capacity() + self.young.capacity();
-        (fingerprints * (size_of::<u64>() + 1) + self.read.capacity() * (size_of::<Digest>() + 1)) * 8 / 7
+        let read = self.read.capacity() * (size_of::<Digest>() + 1) * 8 / 7;
+        self.marked.bytes() + self.young.bytes() + read
     }
 
     fn revision(&mut self, layout: &Layout, place: &Place<'_>) -> Result<(), GcError> {
@@ -194,36 +190,12 @@ impl Marks {
         if is_marked {
             self.mark(&link.digest);
         } else if link.modified >= young_since {
-            self.young.insert(self.fingerprint(&link.digest));
+            self.young.insert(&link.digest);
         }
         Ok(())
     }
 
     fn mark(&mut self, digest: &Digest) {
-        self.marked.insert(self.fingerprint(digest));
-    }
-
-    fn fingerprint(&self, digest: &Digest) -> u64 {
-        self.key.hash_one(digest)
-    }
-}
-
-/// A fingerprint is a hash already.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
+        self.marked.insert(digest);
     }
 }

@@ -22,6 +22,8 @@ pub mod background;
 mod contents;
 pub mod evict;
 pub mod fingerprints;
+#[cfg(test)]
+mod fixture;
 pub mod gc;
 pub mod jobs;
 mod mark;

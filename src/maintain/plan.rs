@@ -1,13 +1,13 @@
 //! What of one repository goes: tags first, then manifests, those that need others before these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io;
 use std::time::SystemTime;
 
+use super::Stop;
 use super::contents::{Choice, Contents, Revision};
 use super::mark::Gone;
-use super::sweep::{Removed, Sweeper, Went};
-use crate::oci::{Digest, Tag};
+use super::sweep::{GcError, Sweeper, Went};
+use crate::oci::{Algorithm, Digest, Tag};
 use crate::store::StoredRepository;
 
 /// What of one repository goes.
@@ -72,19 +72,20 @@ impl Plan {
         blobs.filter(|digest| !self.kept_blobs.contains(digest)).copied().collect()
     }
 
-    /// Does it; each step is on disk before the next begins. What somebody relies on meanwhile, and what cannot be removed,
-    /// stays, with all that it needs.
-    pub(super) fn carry_out(&self, sweeper: &mut Sweeper<'_>) -> Carried {
+    /// Removes the tags. What those lead to that could not be removed.
+    fn remove_tags(&self, sweeper: &mut Sweeper<'_>) -> HashSet<Digest> {
         let mut stays = HashSet::new();
         for (tag, current) in &self.tags {
             if !sweeper.tag(&self.repository, tag, current) {
                 stays.insert(self.name(current));
             }
         }
+        stays
+    }
+
+    /// Removes the manifests but for those that stay and what these need.
+    fn remove_manifests(&self, sweeper: &mut Sweeper<'_>, mut stays: HashSet<Digest>) -> Carried {
         let mut carried = Carried::default();
-        if let Err(error) = sweeper.sync_tags(&self.repository) {
-            return self.given_up(sweeper, error);
-        }
         for (digest, revision) in &self.revisions {
             let went = if stays.contains(digest) {
                 Went::Relied
@@ -102,16 +103,11 @@ impl Plan {
                 *newest = revision.pushed.max(*newest);
             }
         }
-        match sweeper.sync_manifests(&self.repository) {
-            Ok(()) => carried,
-            Err(error) => self.given_up(sweeper, error),
-        }
+        carried
     }
 
     /// It is not known what is on disk: nothing that depends on it may follow.
-    fn given_up(&self, sweeper: &mut Sweeper<'_>, error: io::Error) -> Carried {
-        let directory = sweeper.layout().repository(&self.repository);
-        sweeper.failed(Removed::Directory(directory), error);
+    fn given_up(&self) -> Carried {
         let kept = self.revisions.iter().flat_map(|(_, revision)| revision.named()).copied().collect();
         Carried { released: BTreeMap::new(), kept }
     }
@@ -119,4 +115,36 @@ impl Plan {
     fn name(&self, digest: &Digest) -> Digest {
         self.names.get(digest).copied().unwrap_or(*digest)
     }
+}
+
+/// Does what is planned: all tags, then all manifests, each kind on disk before the next begins. What somebody relies on
+/// meanwhile, and what cannot be removed, stays, with all that it needs. What came of each plan.
+pub(super) fn carry_out(
+    plans: &[Plan],
+    sweeper: &mut Sweeper<'_>,
+    stop: &Stop,
+) -> Result<Vec<Carried>, GcError> {
+    let layout = sweeper.layout();
+    let mut stay = Vec::with_capacity(plans.len());
+    for plan in plans {
+        stop.check()?;
+        stay.push(plan.remove_tags(sweeper));
+    }
+    let tagged = plans.iter().filter(|plan| !plan.tags.is_empty());
+    if !sweeper.sync(tagged.map(|plan| layout.tags(&plan.repository))) {
+        return Ok(plans.iter().map(Plan::given_up).collect());
+    }
+    let mut carried = Vec::with_capacity(plans.len());
+    for (plan, stays) in plans.iter().zip(stay) {
+        stop.check()?;
+        carried.push(plan.remove_manifests(sweeper, stays));
+    }
+    let algorithms = |plan: &Plan| {
+        let revisions = layout.revisions(&plan.repository);
+        Algorithm::ALL.map(|algorithm| revisions.join(algorithm.as_str()))
+    };
+    if !sweeper.sync(plans.iter().flat_map(algorithms)) {
+        return Ok(plans.iter().map(Plan::given_up).collect());
+    }
+    Ok(carried)
 }

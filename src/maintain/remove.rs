@@ -26,12 +26,12 @@ use super::Stop;
 use super::contents::{Choice, Contents};
 use super::gc::UPLOAD_AGE;
 use super::mark::{Gone, Marks};
-use super::plan::{Carried, Plan};
+use super::plan::{self, Carried, Plan};
 use super::sweep::{Began, Collected, Event, GcError, Removed, Sweeper, hold, wait_for_others};
 use crate::oci::{Digest, ImageName, RepositoryName, Tag};
 use crate::store::sweeping::Stamp;
 use crate::store::walk::{self, Unknown, WalkError};
-use crate::store::{Layout, LinkKind, Store, StoredRepository, sweeping};
+use crate::store::{Layout, LinkKind, Store, StoredRepository};
 
 /// How often the tree is looked at anew because somebody pushed meanwhile, before what was pushed simply stays.
 const LOOKS_MAX: usize = 5;
@@ -173,7 +173,8 @@ impl Removal {
     ) -> Result<(), RemoveError> {
         stop.check()?;
         sweeper.phase("removing");
-        let mut carried = self.plan.carry_out(sweeper);
+        let plans = std::slice::from_ref(&self.plan);
+        let mut carried = plan::carry_out(plans, sweeper, stop)?.pop().unwrap_or_default();
         // A blob that the repository has under another name goes by its own.
         for (digest, target) in self.links.iter().filter(|(digest, target)| digest != target) {
             if let Some(newest) = carried.released.get(digest).copied() {
@@ -306,10 +307,13 @@ fn links(
         })?;
     } else {
         for digest in plan.orphans() {
-            if let Some(target) = sweeping::target(layout, repository, LinkKind::Layer, &digest) {
-                links.insert(digest, target);
+            if let Some(link) = walk::link(&layout.link(repository, LinkKind::Layer, &digest))? {
+                links.insert(digest, link.digest);
             }
         }
     }
     Ok(links)
 }
+
+#[cfg(test)]
+mod tests;

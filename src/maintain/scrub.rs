@@ -26,34 +26,28 @@
 
 mod pace;
 mod progress;
+mod reader;
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use self::pace::Pace;
 use self::progress::{Progress, SAVE_EVERY};
+use self::reader::{Reader, Reading, is_signed};
 use super::Stop;
-use crate::oci::{Algorithm, Digest, Hasher, schema1};
+use crate::oci::{Algorithm, Digest};
 use crate::store::Store;
 use crate::store::quarantine::{self, FileIdentity};
-use crate::sys::uncached::{Buffer, PIECE, Uncached, Way};
+use crate::sys::uncached::{Uncached, Way};
 
-/// A blob counts as this many bytes at least: finding a small file takes a disk as long as reading so much.
-const BLOB_COST: u64 = 64 << 10;
-/// How soon a scrub that waits for its turn notices that it is to end.
-const STOP_EVERY: Duration = Duration::from_millis(50);
 /// A file that changed less than this long ago may be about to change again.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// How often a blob is looked at that changes meanwhile.
 const LOOKS_MAX: usize = 3;
 /// Wrong blobs in a row after which it is not the blobs.
 const WRONG_IN_A_ROW_MAX: u32 = 100;
-/// The largest manifest that is looked at for signatures, in bytes: what is ever accepted as one.
-const SIGNED_MAX: u64 = 16 << 20;
 /// How often it is told how far a scrub is.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -213,7 +207,7 @@ pub fn run(
     let progress = known.unwrap_or_else(Progress::beginning);
     let now = Instant::now();
     let done = Scrubbed { blobs: progress.blobs, bytes: progress.bytes, ..Scrubbed::default() };
-    let reader = Reader { pace: Pace::new(options.rate, now), buffer: Buffer::new(), stop, bytes: 0 };
+    let reader = Reader::new(options.rate, stop);
     let mut scrub = Scrub {
         store,
         run: options.run,
@@ -245,8 +239,8 @@ pub fn is_right(store: &Store, digest: &Digest) -> io::Result<Option<(bool, File
         file => file?,
     };
     let identity = FileIdentity::from(&file.file().metadata()?);
-    let (pace, stop) = (Pace::new(NonZeroU64::MAX, Instant::now()), Stop::new());
-    let mut reader = Reader { pace, buffer: Buffer::new(), stop: &stop, bytes: 0 };
+    let stop = Stop::new();
+    let mut reader = Reader::new(NonZeroU64::MAX, &stop);
     let reading = reader.read(file, digest)?;
     let right = matches!(reading, Reading::Right) || is_signed(&path, digest);
     Ok(Some((right, identity)))
@@ -483,71 +477,6 @@ struct Wrong {
     in_memory: bool,
 }
 
-/// What reading a blob once showed.
-enum Reading {
-    Right,
-    Wrong(Cause),
-    Stopped,
-}
-
-/// Reads blobs, one after the other, at a bounded rate.
-struct Reader<'a> {
-    pace: Pace,
-    buffer: Buffer,
-    stop: &'a Stop,
-    bytes: u64,
-}
-
-impl Reader<'_> {
-    /// Reads all of a blob.
-    ///
-    /// # Errors
-    /// Those that say nothing about the blob.
-    fn read(&mut self, mut file: Uncached, digest: &Digest) -> io::Result<Reading> {
-        let len = file.file().metadata()?.len();
-        let mut hasher = Hasher::new(digest.algorithm());
-        loop {
-            let offset = hasher.len();
-            let cost = len.saturating_sub(offset).min(PIECE as u64);
-            let cost = if offset == 0 { cost.max(BLOB_COST) } else { cost };
-            let pause = self.pace.take(cost, Instant::now());
-            if !self.wait(pause) {
-                return Ok(Reading::Stopped);
-            }
-            match file.read_piece(offset, &mut self.buffer) {
-                Ok(piece) => {
-                    hasher.update(piece);
-                    self.bytes += piece.len() as u64;
-                    if piece.len() < PIECE {
-                        break;
-                    }
-                }
-                Err(error) if is_damage(&error) => {
-                    return Ok(Reading::Wrong(Cause::Unreadable { offset, error }));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let actual = hasher.finish();
-        Ok(if actual == *digest { Reading::Right } else { Reading::Wrong(Cause::Content(Box::new(actual))) })
-    }
-
-    /// Sleeps. `false`: it was told to end.
-    fn wait(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        loop {
-            if self.stop.is_set() {
-                return false;
-            }
-            let rest = until.saturating_duration_since(Instant::now());
-            if rest.is_zero() {
-                return true;
-            }
-            thread::sleep(rest.min(STOP_EVERY));
-        }
-    }
-}
-
 /// Takes the lock of scrubs in the background; it goes with the file.
 fn lock(store: &Store) -> Result<File, ScrubError> {
     let path = store.layout().job_lock("scrub");
@@ -561,19 +490,6 @@ fn lock(store: &Store) -> Result<File, ScrubError> {
         Ok(Err(fs::TryLockError::WouldBlock)) => Err(ScrubError::Busy(store.layout().root().to_owned())),
         Ok(Err(fs::TryLockError::Error(error))) | Err(error) => Err(ScrubError::Lock { path, error }),
     }
-}
-
-/// Whether it is a signed schema 1 manifest that has this digest.
-fn is_signed(path: &Path, digest: &Digest) -> bool {
-    let is_small = fs::metadata(path).is_ok_and(|meta| meta.len() <= SIGNED_MAX);
-    let payload = is_small.then(|| fs::read(path).ok()).flatten().and_then(|bytes| schema1::payload(&bytes));
-    payload.is_some_and(|payload| Digest::of(digest.algorithm(), &payload) == *digest)
-}
-
-/// Whether the error is about what the disk holds, not about this process.
-fn is_damage(error: &io::Error) -> bool {
-    let damage = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO];
-    error.raw_os_error().is_some_and(|code| damage.contains(&code))
 }
 
 fn is_absence(error: &io::Error) -> bool {

@@ -297,7 +297,7 @@ impl<'a> Sweeper<'a> {
     }
 
     /// Takes a manifest from a repository unless somebody relies on it since the beginning. It lasts once
-    /// [`Sweeper::sync_manifests`] has run.
+    /// the directory of the manifests is synced.
     pub(super) fn manifest(
         &mut self,
         repository: &StoredRepository,
@@ -314,6 +314,10 @@ impl<'a> Sweeper<'a> {
         };
         match taken {
             Ok(sweeping::Taken::Yes) => {
+                if let (Some(places), Some(subject)) = (&mut self.places, subject) {
+                    let referrer = self.store.layout().referrer(repository, subject, digest);
+                    places.extend(referrer.parent().map(Path::to_owned));
+                }
                 self.gone(Removed::Manifest(repository.clone(), *digest));
                 Went::Yes
             }
@@ -333,13 +337,22 @@ impl<'a> Sweeper<'a> {
         stamped.is_ok_and(|stamped| stamped.at >= self.began.at) || self.began.is_set_back()
     }
 
-    /// Brings the removal of manifests of a repository to the disk.
-    pub(super) fn sync_manifests(&mut self, repository: &StoredRepository) -> io::Result<()> {
-        if self.dry_run { Ok(()) } else { sweeping::sync_links(&self.layout().revisions(repository)) }
+    /// Brings what was removed from these directories to the disk. Says whether it is there.
+    pub(super) fn sync(&mut self, directories: impl Iterator<Item = PathBuf>) -> bool {
+        if self.dry_run {
+            return true;
+        }
+        match sweeping::sync_directories(directories) {
+            Ok(()) => true,
+            Err(error) => {
+                self.failed(Removed::Directory(self.layout().repositories()), error);
+                false
+            }
+        }
     }
 
     /// Removes a tag if it still points at `digest`. Says whether the tag is as it should be afterwards: gone, or moved
-    /// by somebody else. It lasts once [`Sweeper::sync_tags`] has run.
+    /// by somebody else. It lasts once the directory of the tags is synced.
     pub(super) fn tag(&mut self, repository: &StoredRepository, tag: &Tag, digest: &Digest) -> bool {
         let taken = if self.dry_run { Ok(true) } else { sweeping::tag(self.store, repository, tag, digest) };
         match taken {
@@ -351,11 +364,6 @@ impl<'a> Sweeper<'a> {
             }
         }
         true
-    }
-
-    /// Brings the removal of tags of a repository to the disk.
-    pub(super) fn sync_tags(&mut self, repository: &StoredRepository) -> io::Result<()> {
-        if self.dry_run { Ok(()) } else { sweeping::sync_tags(self.layout(), repository) }
     }
 
     /// Removes a repository's link to a blob if `may` agrees to the blob's stamp; `None`: there is no such blob.

@@ -9,6 +9,7 @@
 mod accel;
 mod maintenance;
 mod process;
+mod replicate;
 mod resolved;
 
 use std::fmt::Write;
@@ -29,6 +30,8 @@ pub use self::accel::AccelMetrics;
 use self::maintenance::MaintenanceFamilies;
 pub use self::maintenance::{MaintenanceMetrics, Outcome};
 use self::process::Process;
+use self::replicate::ReplicateFamilies;
+pub use self::replicate::ReplicateMetrics;
 use self::resolved::Resolved;
 
 /// The `Content-Type` of [`Metrics::encode`]'s text.
@@ -62,6 +65,7 @@ struct Families {
     stalled_connections: Counter,
     unmatched_regions: Counter,
     accel: AccelFamilies,
+    replicate: ReplicateFamilies,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -205,6 +209,16 @@ impl Metrics {
         self.0.accel.of(front)
     }
 
+    /// What is counted of the replication of this name.
+    pub fn replicate(&self, name: &str) -> ReplicateMetrics {
+        self.0.replicate.of(name)
+    }
+
+    /// There are no replications but these: the others' lag is not shown any more.
+    pub fn keep_replications(&self, names: &[&str]) {
+        self.0.replicate.keep(names);
+    }
+
     /// Everything as text, of type [`CONTENT_TYPE`]. Reads a few files of `/proc`, which takes microseconds.
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(16 << 10);
@@ -246,6 +260,7 @@ impl Families {
             stalled_connections: Counter::default(),
             unmatched_regions: Counter::default(),
             accel: AccelFamilies::default(),
+            replicate: ReplicateFamilies::default(),
         };
         let own = registry.sub_registry_with_prefix("spliceway");
         own.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -265,6 +280,7 @@ impl Families {
         families.register_sockets(own);
         families.maintenance.register(own);
         families.accel.register(own);
+        families.replicate.register(own);
         families.registry = registry;
         families
     }
@@ -384,6 +400,12 @@ mod tests {
         metrics.accel("app").answered("file", 200, 4);
         metrics.accel("app").answered("error", 404, 0);
 
+        let replicate = metrics.replicate("master");
+        replicate.moved(5);
+        replicate.image("copied");
+        replicate.failed();
+        replicate.run_ended(false);
+
         let text = metrics.encode();
         for (series, expected) in [
             (r#"spliceway_requests_total{route="blob",status="200",cache="hit"}"#, 2.0),
@@ -415,6 +437,10 @@ mod tests {
             (r#"spliceway_accel_requests_total{front="app",source="file",status="2xx"}"#, 2.0),
             (r#"spliceway_accel_requests_total{front="app",source="error",status="4xx"}"#, 1.0),
             (r#"spliceway_accel_served_bytes_total{front="app",source="file"}"#, 15.0),
+            (r#"spliceway_replicate_copied_bytes_total{replicate="master"}"#, 5.0),
+            (r#"spliceway_replicate_images_total{replicate="master",outcome="copied"}"#, 1.0),
+            (r#"spliceway_replicate_failures_total{replicate="master"}"#, 1.0),
+            (r#"spliceway_replicate_runs_total{replicate="master",outcome="incomplete"}"#, 1.0),
             (concat!(r#"spliceway_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
         ] {
             assert!((value(&text, series) - expected).abs() < f64::EPSILON, "{series} in\n{text}");
@@ -422,6 +448,12 @@ mod tests {
         let series = r#"spliceway_maintenance_last_success_timestamp_seconds{registry="main",job="gc"}"#;
         assert!(value(&text, series) > 1.7e9);
         assert!(text.ends_with("# EOF\n"));
+        assert!(
+            value(&text, r#"spliceway_replicate_last_run_timestamp_seconds{replicate="master"}"#) > 1.7e9
+        );
+        assert!(value(&text, r#"spliceway_replicate_lag_seconds{replicate="master"}"#) >= 0.0);
+        metrics.keep_replications(&[]);
+        assert!(!metrics.encode().contains("spliceway_replicate_lag_seconds{"), "nobody lags any more");
         let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         for family in families {
             let readme = include_str!("../../README.md");

@@ -316,6 +316,23 @@ impl Store {
         finishing.await?
     }
 
+    /// Stores a small blob whose digest the caller has verified, and links it, durably.
+    pub async fn put_blob(
+        self: &Arc<Self>,
+        repository: &StoredRepository,
+        digest: &Digest,
+        content: Bytes,
+    ) -> io::Result<()> {
+        let (repository, digest) = (repository.clone(), *digest);
+        self.blocking(move |store| {
+            let added = push::small_blob(&store.layout, &repository, &digest, &content);
+            store.handles.forget_link(&repository, LinkKind::Layer, &digest);
+            store.usage.published(digest, added?);
+            Ok(())
+        })
+        .await
+    }
+
     /// Links a blob that this tree holds into another repository, durably. `false`: it is not held.
     pub async fn link_held(
         self: &Arc<Self>,

@@ -84,6 +84,25 @@ pub(super) fn manifest(
     Ok(Ok(if made { pushed.content.len() as u64 } else { 0 }))
 }
 
+/// Stores a small, already verified blob and links it, durably. The bytes that this added.
+///
+/// # Errors
+/// The disk's.
+pub(super) fn small_blob(
+    layout: &Layout,
+    repository: &StoredRepository,
+    digest: &Digest,
+    content: &[u8],
+) -> io::Result<u64> {
+    let mut temporary = Temporary::create(&layout.temporary())?;
+    temporary.write(content)?;
+    temporary.sync()?;
+    let _shard = lock_shard(layout, digest)?;
+    let (made, published) = publish_linked(layout, temporary.path(), digest, Stamp::Promised)?;
+    refs::link_after(published, layout, repository, LinkKind::Layer, digest)?;
+    Ok(if made { content.len() as u64 } else { 0 })
+}
+
 /// Takes the locks of all these digests, each shard once and in the order of their numbers.
 pub(crate) fn lock_all<'a>(
     layout: &Layout,

@@ -5,17 +5,30 @@
 
 use std::fs::{self, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::durable;
 use super::ingest::{ShardLock, lock_file, lock_shard};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use super::push::lock_all;
-pub(crate) use super::refs::target;
 pub(crate) use super::stamp::{Stamp, Stamped, stamped};
 pub(crate) use super::upload::{each_over as each_upload_over, remove_session};
-use super::{Store, refs};
-use crate::oci::{Algorithm, Digest, Tag};
+use super::{Store, refs, walk};
+use crate::oci::{Digest, Tag};
+
+/// Directories that are synced together, a thread each: one commit of the journal does for many.
+const SYNCED_AT_ONCE: usize = 64;
+
+/// Takes a blob over from another tree.
+#[cfg(test)]
+pub(crate) fn adopt(
+    layout: &Layout,
+    from: &Layout,
+    repository: &StoredRepository,
+    digest: &Digest,
+) -> io::Result<Option<u64>> {
+    super::push::adopt(layout, from, repository, LinkKind::Layer, digest)
+}
 
 /// Waits for the lock of a shard.
 pub(crate) fn lock_number(layout: &Layout, shard: u8) -> io::Result<ShardLock> {
@@ -67,8 +80,8 @@ pub(crate) fn blob(
     Ok(Some(meta))
 }
 
-/// Takes a manifest from a repository if `may` agrees to the stamp of its blob, `target`. On disk once [`sync_links`] has
-/// run.
+/// Takes a manifest from a repository if `may` agrees to the stamp of its blob, `target`. On disk once the directory
+/// of the manifests is synced.
 pub(crate) fn manifest(
     store: &Store,
     repository: &StoredRepository,
@@ -98,15 +111,23 @@ pub(crate) fn manifest(
     Ok(if there { Taken::Yes } else { Taken::Absent })
 }
 
-/// Brings what was removed from a directory of links to the disk.
-pub(crate) fn sync_links(directory: &Path) -> io::Result<()> {
-    for algorithm in Algorithm::ALL {
-        match durable::sync_dir(&directory.join(algorithm.as_str())) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+/// Brings what was removed from these directories to the disk; those that are gone have nothing to bring.
+pub(crate) fn sync_directories(mut directories: impl Iterator<Item = PathBuf>) -> io::Result<()> {
+    loop {
+        let some: Vec<_> = directories.by_ref().take(SYNCED_AT_ONCE).collect();
+        if some.is_empty() {
+            return Ok(());
         }
+        let mut syncs = durable::Syncs::default();
+        for directory in some {
+            match fs::File::open(directory) {
+                Ok(file) => syncs.add(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        syncs.run()?;
     }
-    Ok(())
 }
 
 /// Removes a tag with its history if it points at `digest`. Not synced. Says whether it did.
@@ -121,14 +142,6 @@ pub(crate) fn tag(
     removed
 }
 
-/// Brings the removal of a repository's tags to the disk.
-pub(crate) fn sync_tags(layout: &Layout, repository: &StoredRepository) -> io::Result<()> {
-    match durable::sync_dir(&layout.tags(repository)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Removes a link of a repository, which was seen to lead to `target`, if it still does and `may` agrees to the stamp of
 /// that blob (`None`: there is none). Not synced. Says whether it was removed, or would be.
 pub(crate) fn link(
@@ -140,7 +153,9 @@ pub(crate) fn link(
 ) -> io::Result<bool> {
     let layout = store.layout();
     let _locks = if dry_run { Vec::new() } else { lock_all(layout, [digest, target].into_iter())? };
-    if refs::target(layout, repository, kind, digest) != Some(*target) {
+    let path = layout.link(repository, kind, digest);
+    let link = walk::link(&path).map_err(io::Error::other)?;
+    if link.is_none_or(|link| link.digest != *target) {
         return Ok(false);
     }
     let stamped = match fs::metadata(layout.blob(target)) {
@@ -152,7 +167,6 @@ pub(crate) fn link(
         return Ok(false);
     }
     if !dry_run {
-        let path = layout.link(repository, kind, digest);
         durable::remove_file(&path)?;
         remove_directory_of(&path);
         store.forget_link(repository, kind, digest);

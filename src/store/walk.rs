@@ -26,6 +26,10 @@ use crate::oci::{Algorithm, Digest, InvalidManifest, Manifest, REPOSITORY_NAME_L
 const READ_BUFFER: usize = 32 << 10;
 /// A link's content is a digest; anything longer is not a link, in bytes.
 const LINK_MAX: u64 = 512;
+/// What there is room for at first, in bytes: a link of the usual algorithm has 71.
+const LINK_USUAL: usize = 128;
+/// How much of what is no link an error shows, in characters.
+const HELD_SHOWN: usize = 80;
 /// The largest manifest that is read, in bytes: sixteen times what registries take.
 pub const MANIFEST_MAX: u64 = 64 << 20;
 /// What `mkfs` leaves where a filesystem is mounted.
@@ -369,20 +373,34 @@ impl Directory {
 
     /// Reads the link at `path` in this directory; `None` if there is none.
     fn link(&self, path: &str) -> Result<Option<Link>, WalkError> {
-        let failed = |cause| WalkError::unreadable(&self.path.join(path), cause);
-        let opened = open(&self.file, Path::new(path), OFlags::empty());
-        let Some(file) = present(opened).map_err(failed)? else { return Ok(None) };
-        let modified = file.metadata().and_then(|meta| meta.modified()).map_err(failed)?;
-        let mut content = Vec::with_capacity(128);
-        file.take(LINK_MAX).read_to_end(&mut content).map_err(failed)?;
-        match std::str::from_utf8(&content).ok().and_then(|text| text.trim_end().parse().ok()) {
-            Some(digest) => Ok(Some(Link { digest, modified })),
-            None => Err(WalkError::NoLink {
-                path: self.path.join(path),
-                held: String::from_utf8_lossy(&content).chars().take(80).collect(),
-            }),
-        }
+        read_link(&self.file, Path::new(path), || self.path.join(path))
     }
+}
+
+/// Reads a link; `None` if there is none.
+///
+/// # Errors
+/// It cannot be read, or is no link.
+pub fn link(path: &Path) -> Result<Option<Link>, WalkError> {
+    read_link(CWD, path, || path.to_owned())
+}
+
+fn read_link(
+    directory: impl AsFd,
+    path: &Path,
+    whole: impl Fn() -> PathBuf,
+) -> Result<Option<Link>, WalkError> {
+    let failed = |cause| WalkError::Unreadable { path: whole(), cause };
+    let opened = open(directory, path, OFlags::empty());
+    let Some(file) = present(opened).map_err(failed)? else { return Ok(None) };
+    let modified = file.metadata().and_then(|meta| meta.modified()).map_err(failed)?;
+    let mut content = Vec::with_capacity(LINK_USUAL);
+    file.take(LINK_MAX).read_to_end(&mut content).map_err(failed)?;
+    if let Some(digest) = std::str::from_utf8(&content).ok().and_then(|text| text.trim_end().parse().ok()) {
+        return Ok(Some(Link { digest, modified }));
+    }
+    let held = String::from_utf8_lossy(&content).chars().take(HELD_SHOWN).collect();
+    Err(WalkError::NoLink { path: whole(), held })
 }
 
 /// Opens a file for reading without making that a use of it, where we may.

@@ -90,7 +90,12 @@ impl Files {
     /// With `use_ring`, if the runtime was built without I/O (`enable_io`).
     pub fn new(use_ring: bool) -> io::Result<Self> {
         let ring = if use_ring { Some(Ring::new()?) } else { None };
-        Ok(Self { ring, pool: Pool::new(), devices: Devices::default() })
+        Ok(Self { ring, ..Self::without_ring() })
+    }
+
+    /// Uses the blocking pool.
+    pub fn without_ring() -> Self {
+        Self { ring: None, pool: Pool::new(), devices: Devices::default() }
     }
 
     /// Whether operations go through a ring.

@@ -26,9 +26,11 @@ use super::challenge::{BearerChallenge, Challenge};
 use super::credentials::{CredentialStore, Login};
 use super::endpoint::{Endpoint, Origin};
 use super::error::{Attempt, UpstreamError};
-use super::exchange::{Answer, Followed, document, field, quoted};
+use super::exchange::{Answer, Followed, Success, document, field, quoted};
 use super::options::{Operation, RequestObservation};
+use super::payload::Payload;
 use super::realm::may_have_credentials;
+use super::scope;
 use crate::oci::RepositoryName;
 
 /// How many tokens are kept per endpoint.
@@ -95,6 +97,12 @@ struct Token {
 impl Slot {
     fn valid(&self) -> Option<&Authorization> {
         self.token.as_ref().filter(|token| Instant::now() < token.renew_at).map(|token| &token.authorization)
+    }
+
+    /// Whether the token was asked for all that a challenge asks.
+    fn covers(&self, challenge: &BearerChallenge) -> bool {
+        let scope = |challenge: &BearerChallenge| challenge.scope.clone().unwrap_or_default();
+        self.challenge.as_ref().is_some_and(|known| scope::covers(&scope(known), &scope(challenge)))
     }
 }
 
@@ -166,8 +174,9 @@ impl Authenticator {
             let slot = state.slot_or_new(need.repository);
             let arrived = Instant::now();
             let mut slot = need.lock(&slot).await?;
-            // Somebody else may have renewed it meanwhile.
-            if let Some(authorization) = slot.valid().filter(|known| Some(*known) != refused) {
+            // Somebody else may have renewed it meanwhile, though not for what is asked of us.
+            let suffices = !need.upstream.pushes || slot.covers(&challenge);
+            if let Some(authorization) = slot.valid().filter(|known| suffices && Some(*known) != refused) {
                 return Ok(Some(authorization.clone()));
             }
             return self.renew(need, challenge, &mut slot, arrived).await.map(Some);
@@ -184,7 +193,7 @@ impl Authenticator {
     async fn renew(
         &self,
         need: Need<'_>,
-        challenge: BearerChallenge,
+        mut challenge: BearerChallenge,
         slot: &mut Slot,
         arrived: Instant,
     ) -> Result<Authorization, UpstreamError> {
@@ -192,6 +201,12 @@ impl Authenticator {
             && *at >= arrived
         {
             return Err(error.clone());
+        }
+        if let (true, Some(repository)) = (need.upstream.pushes, need.repository) {
+            let asked = challenge.scope.unwrap_or_else(|| need.scope());
+            let before = slot.challenge.as_ref().and_then(|challenge| challenge.scope.as_deref());
+            let name = format!("{}{repository}", need.endpoint.project);
+            challenge.scope = Some(scope::for_pushing(&asked, before, &name));
         }
         slot.token = None;
         match self.fetch(need, &challenge).await {
@@ -343,8 +358,8 @@ async fn plain_token(
         }
     }
     let upstream = need.upstream;
-    match upstream.follow(&Method::GET, &realm, fields, attempt, need.deadline).await {
-        Ok(followed) => upstream.judged(followed, attempt).await,
+    match upstream.follow(&Method::GET, &realm, fields, &Bytes::new(), attempt, need.deadline).await {
+        Ok(followed) => upstream.judged(followed, Success::Content, attempt).await,
         Err(lost) => Err(lost.error),
     }
 }
@@ -362,9 +377,12 @@ async fn refresh_token(
     fields.insert(header::ACCEPT, field("application/json"));
     fields.insert(header::CONTENT_TYPE, field("application/x-www-form-urlencoded"));
     let upstream = need.upstream;
-    let sent = upstream.client.send(&Method::POST, realm, &fields, &Bytes::from(form), need.deadline).await;
+    let sent = upstream
+        .client
+        .send(&Method::POST, realm, &fields, Payload::whole(&Bytes::from(form)), need.deadline)
+        .await;
     let response = sent.map_err(|error| upstream.failed(error, attempt))?;
-    upstream.judged(Followed::directly(response), attempt).await
+    upstream.judged(Followed::directly(response), Success::Content, attempt).await
 }
 
 fn refresh_form(scope: &str, service: Option<&str>, refresh: &str) -> String {

@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant, timeout_at};
 use super::Upstream;
 use super::endpoint::{Endpoint, EndpointChoice};
 use super::error::{Attempt, UpstreamError, causes};
-use super::exchange::{Answer, Call, field, quoted};
+use super::exchange::{Answer, Call, Success, field, quoted};
 use super::headers;
 use super::options::Operation;
 use crate::oci::{Digest, RepositoryName};
@@ -248,6 +248,8 @@ fn blob_call<'a>(
         method,
         url: endpoint.url(&format!("{repository}/blobs/{digest}"), None),
         headers: fields,
+        body: Bytes::new(),
+        success: Success::Content,
         subject: format!("{repository}@{digest}"),
     }
 }

@@ -15,9 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
@@ -31,6 +30,7 @@ use tower_service::Service;
 use url::Url;
 
 use super::error::causes;
+use super::payload::Payload;
 use super::tls::Tls;
 
 /// How long an idle connection is kept.
@@ -80,7 +80,7 @@ impl TransportError {
 
 /// Sends requests; shared by all workers.
 pub(super) struct HttpClient {
-    clients: PerRuntime<Client<Connector, Full<Bytes>>>,
+    clients: PerRuntime<Client<Connector, Payload>>,
     connector: Connector,
 }
 
@@ -102,13 +102,14 @@ impl HttpClient {
 
     /// Sends a request and waits for the response's head, until `deadline`.
     ///
-    /// Follows no redirect and takes any status. Cancel-safe in that a dropped call closes or returns its connection.
+    /// Follows no redirect and takes any status. A stream is sent once, whatever becomes of its connection. Cancel-safe in
+    /// that a dropped call closes or returns its connection.
     pub(super) async fn send(
         &self,
         method: &Method,
         url: &Url,
         headers: &HeaderMap,
-        body: &Bytes,
+        payload: Payload,
         deadline: Instant,
     ) -> Result<Response<Incoming>, TransportError> {
         let uri: Uri = without_fragment(url)
@@ -116,12 +117,22 @@ impl HttpClient {
             .map_err(|error: http::uri::InvalidUri| TransportError::Malformed(error.to_string().into()))?;
         let client = self.clients.of_this_runtime(|| self.connector.client());
         let mut retries = 0;
-        loop {
-            let mut request = Request::new(Full::new(body.clone()));
+        let mut next = Some(payload);
+        while let Some(payload) = next.take() {
+            let again = match &payload {
+                Payload::Whole(bytes) => Some(Payload::Whole(bytes.clone())),
+                Payload::Stream(_) => None,
+            };
+            let is_empty = payload.is_end_stream();
+            let mut request = Request::new(payload);
             *request.method_mut() = method.clone();
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = headers.clone();
             request.headers_mut().entry(header::USER_AGENT).or_insert(USER_AGENT);
+            if is_empty && matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
+                // Some servers want to be told that there is nothing (RFC 9110 §8.6), and hyper does not say it.
+                request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
             let began = Instant::now();
             let error = match timeout_at(deadline, client.request(request)).await {
                 Err(_) => {
@@ -138,12 +149,14 @@ impl HttpClient {
                 Ok(Err(error)) => error,
             };
             log(method, url, "failed", began);
-            if retries < STALE_RETRIES_MAX && broke_when_reused(&error) {
-                retries += 1;
-                continue;
+            if again.is_none() || retries >= STALE_RETRIES_MAX || !broke_when_reused(&error) {
+                return Err(self.transport_error(&error));
             }
-            return Err(self.transport_error(&error));
+            retries += 1;
+            next = again;
         }
+        // Every way through the loop either returns or has a payload for the next.
+        Err(TransportError::Broken("nothing was sent".into()))
     }
 
     fn transport_error(&self, error: &hyper_util::client::legacy::Error) -> TransportError {
@@ -204,7 +217,8 @@ fn log(method: &Method, url: &Url, outcome: &str, began: Instant) {
 }
 
 /// Whether the connection had answered before and broke without an answer now: closed by the server while it was idle.
-/// All our requests may be sent twice (RFC 9110 §9.2.2; the refresh of a token changes nothing either).
+/// What is sent whole may be sent twice (RFC 9110 §9.2.2; the refresh of a token changes nothing either, and an upload
+/// that got its bytes twice does not have the digest that it is to end with).
 fn broke_when_reused(error: &hyper_util::client::legacy::Error) -> bool {
     if error.is_connect()
         || chain(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_parse))
@@ -253,7 +267,7 @@ struct Connector {
 }
 
 impl Connector {
-    fn client(&self) -> Client<Self, Full<Bytes>> {
+    fn client(&self) -> Client<Self, Payload> {
         Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)

@@ -97,6 +97,8 @@ pub enum UpstreamError {
         attempt: Attempt,
         /// The status, 500 to 599.
         status: u16,
+        /// How long the upstream asks to be left alone; at most one hour (RFC 9110 §10.2.3).
+        retry_after: Option<Duration>,
         /// What the registry said, if anything.
         detail: Option<Arc<str>>,
     },
@@ -107,6 +109,16 @@ pub enum UpstreamError {
         attempt: Attempt,
         /// The object's length by the answer's `Content-Range: bytes */length`.
         length: Option<u64>,
+    },
+    /// Any other 4xx to a request that was to change something: the registry does not do it.
+    #[error("{attempt}: refused ({status}){}", said(detail.as_deref()))]
+    Refused {
+        /// The failed request.
+        attempt: Attempt,
+        /// The status, 400 to 499.
+        status: u16,
+        /// What the registry said, if anything: its code first (OCI distribution spec, "Error Codes").
+        detail: Option<Arc<str>>,
     },
     /// An answer that is well-formed and makes no sense here: another status, too many redirects, a forbidden redirect.
     #[error("{attempt}: unexpected answer: {what}")]
@@ -190,6 +202,14 @@ impl UpstreamError {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// How long the upstream asks to be left alone, if it does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::ServerError { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// A stable label for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -199,6 +219,7 @@ impl UpstreamError {
             Self::RateLimited { .. } => "rate_limited",
             Self::ServerError { .. } => "server_error",
             Self::RangeNotSatisfiable { .. } => "range_not_satisfiable",
+            Self::Refused { .. } => "refused",
             Self::Unexpected { .. } => "unexpected",
             Self::Connect { .. } => "connect",
             Self::Timeout { .. } => "timeout",
@@ -218,6 +239,7 @@ impl UpstreamError {
             | Self::RateLimited { attempt, .. }
             | Self::ServerError { attempt, .. }
             | Self::RangeNotSatisfiable { attempt, .. }
+            | Self::Refused { attempt, .. }
             | Self::Unexpected { attempt, .. }
             | Self::Connect { attempt, .. }
             | Self::Timeout { attempt, .. }

@@ -23,6 +23,7 @@ use super::endpoint::{Endpoint, Origin};
 use super::error::{Attempt, UpstreamError};
 use super::headers;
 use super::options::{Operation, RequestObservation};
+use super::payload::Payload;
 use crate::oci::RepositoryName;
 
 /// How many redirects one attempt follows.
@@ -42,11 +43,24 @@ pub(super) struct Call<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
+    /// What is sent with it.
+    pub(super) body: Bytes,
+    /// Which statuses are no errors.
+    pub(super) success: Success,
     /// For messages: `repository@digest` or `repository:tag`.
     pub(super) subject: String,
 }
 
-/// A response that is not 401, 403, 404, 416, 429, 5xx or a redirect.
+/// What a request that went well is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Success {
+    /// 200 or 206, with content.
+    Content,
+    /// Any 2xx: something was done. Then any other 4xx is [`UpstreamError::Refused`].
+    Done,
+}
+
+/// A response whose status is one of its call's [`Success`].
 pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
     pub(super) attempt: Attempt,
@@ -78,21 +92,31 @@ pub(super) struct Lost {
 }
 
 impl Upstream {
-    /// Makes one attempt at `endpoint` and tells the observer. Any status but 200 and 206 is an error.
+    /// Makes one attempt at `endpoint`, within the header timeout, and tells the observer.
     pub(super) async fn exchange(
         &self,
         endpoint: &Endpoint,
         call: &Call<'_>,
     ) -> Result<Answer, UpstreamError> {
+        self.exchange_within(endpoint, call, self.header_timeout).await
+    }
+
+    /// As [`Upstream::exchange`], within another time.
+    pub(super) async fn exchange_within(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call<'_>,
+        limit: Duration,
+    ) -> Result<Answer, UpstreamError> {
         let began = Instant::now();
         let attempt = Attempt::new(&endpoint.label, call.operation, &call.subject);
-        let deadline = began + self.header_timeout;
+        let deadline = began + limit;
         let mut rate_limit_remaining = None;
         let (result, elapsed) = match self.authorized(endpoint, call, &attempt, deadline).await {
             Ok(followed) => {
                 rate_limit_remaining = headers::rate_limit_remaining(followed.response.headers());
                 let elapsed = began.elapsed();
-                (self.judged(followed, &attempt).await, elapsed)
+                (self.judged(followed, call.success, &attempt).await, elapsed)
             }
             Err(error) => (Err(error), began.elapsed()),
         };
@@ -122,6 +146,10 @@ impl Upstream {
         attempt: &Attempt,
         deadline: Instant,
     ) -> Result<Followed, UpstreamError> {
+        if Origin::of(&call.url).as_ref() != Some(&endpoint.origin) {
+            // Where an upload goes on is the registry's to say, but whoever that is does not get our login.
+            return self.sent(endpoint, call, attempt, None, deadline).await;
+        }
         let need = Need { upstream: self, endpoint, repository: call.repository, deadline };
         let known = self.auth.known(need).await?;
         let followed = self.sent(endpoint, call, attempt, known.as_ref(), deadline).await?;
@@ -150,7 +178,7 @@ impl Upstream {
         if let Some(authorization) = authorization {
             fields.insert(header::AUTHORIZATION, authorization.header().clone());
         }
-        self.follow(&call.method, &call.url, fields, attempt, deadline).await.map_err(|lost| {
+        self.follow(&call.method, &call.url, fields, &call.body, attempt, deadline).await.map_err(|lost| {
             if lost.is_home_unreachable {
                 self.endpoints.mark_down(endpoint);
             }
@@ -158,12 +186,14 @@ impl Upstream {
         })
     }
 
-    /// Sends a request without a body and follows redirects (RFC 9110 §15.4) by hand.
+    /// Sends a request and follows redirects (RFC 9110 §15.4) by hand, with the same method and body: to another origin only
+    /// what reads.
     pub(super) async fn follow(
         &self,
         method: &Method,
         url: &Url,
         mut fields: HeaderMap,
+        body: &Bytes,
         attempt: &Attempt,
         deadline: Instant,
     ) -> Result<Followed, Lost> {
@@ -172,7 +202,8 @@ impl Upstream {
         let mut is_own = true;
         let mut redirects = 0;
         loop {
-            let response = match self.client.send(method, &url, &fields, &Bytes::new(), deadline).await {
+            let sent = self.client.send(method, &url, &fields, Payload::whole(body), deadline).await;
+            let response = match sent {
                 Ok(response) => response,
                 Err(error) => {
                     let is_home_unreachable = is_own && error.is_unreachable();
@@ -193,6 +224,11 @@ impl Upstream {
                 is_home_unreachable: false,
             })?;
             if Origin::of(&url) != home {
+                if !method.is_safe() {
+                    let what = format!("a redirect of a {method} to another server");
+                    let error = UpstreamError::Unexpected { attempt: attempt.clone(), what };
+                    return Err(Lost { error, is_home_unreachable: false });
+                }
                 is_own = false;
                 fields = of_any_origin(&fields);
             }
@@ -220,12 +256,17 @@ impl Upstream {
     pub(super) async fn judged(
         &self,
         followed: Followed,
+        success: Success,
         attempt: &Attempt,
     ) -> Result<Answer, UpstreamError> {
         let Followed { response, is_own } = followed;
         let attempt = attempt.clone();
         let status = response.status();
-        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+        let is_success = match success {
+            Success::Content => matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT),
+            Success::Done => status.is_success(),
+        };
+        if is_success {
             return Ok(Answer { response, attempt });
         }
         let fields = response.headers().clone();
@@ -245,7 +286,11 @@ impl Upstream {
                 UpstreamError::RateLimited { attempt, retry_after, detail }
             }
             _ if status.is_server_error() => {
-                UpstreamError::ServerError { attempt, status: status.as_u16(), detail }
+                let retry_after = headers::retry_after(&fields, SystemTime::now());
+                UpstreamError::ServerError { attempt, status: status.as_u16(), retry_after, detail }
+            }
+            _ if status.is_client_error() && success == Success::Done => {
+                UpstreamError::Refused { attempt, status: status.as_u16(), detail }
             }
             _ => {
                 let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));

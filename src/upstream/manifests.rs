@@ -7,7 +7,7 @@ use tokio::time::Duration;
 use super::Upstream;
 use super::endpoint::{Endpoint, EndpointChoice};
 use super::error::{Attempt, UpstreamError};
-use super::exchange::{Answer, Call, document, field, quoted};
+use super::exchange::{Answer, Call, Success, document, field, quoted};
 use super::headers;
 use super::options::Operation;
 use crate::oci::media_type::{ALL_MANIFESTS_ACCEPT, DOCKER_SCHEMA1_SIGNED, essence};
@@ -122,6 +122,8 @@ fn manifest_call<'a>(
         method,
         url: endpoint.url(&format!("{repository}/manifests/{reference}"), None),
         headers: fields,
+        body: Bytes::new(),
+        success: Success::Content,
         subject: format!("{repository}{separator}{reference}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A registry that we fetch from: its own URL and its mirrors, asked over HTTP/1.1.
+//! A registry that we fetch from, or push to: its own URL and its mirrors, asked over HTTP/1.1.
 //!
 //! An [`Upstream`] is shared by all workers. It owns connections (a pool per worker: a fill's connection lives on the
 //! worker that began it), tokens, credentials, and what is known of endpoints that are down; all of it is in memory and
@@ -9,6 +9,9 @@
 //! `blobs`, `manifests`, `tags` or `catalog` checks that the answer fits the question. Whatever fails, the next endpoint is
 //! tried; in the end the upstream's own URL has the last word: a 404 of a mirror means nothing, a 404 of the URL means
 //! that the object does not exist.
+//!
+//! What is pushed (`push`) goes to the upstream's own URL alone. A blob's bytes are a stream (`payload`), as they come from
+//! elsewhere; it can be sent only once, so who pushes has it resumed or begun again.
 //!
 //! Every wait has a bound: connecting, the headers of an attempt, the next bytes of a body, a whole document.
 
@@ -25,9 +28,12 @@ mod headers;
 mod manifests;
 mod options;
 mod pages;
+mod payload;
+mod push;
 mod realm;
 mod referrers;
 mod relay;
+mod scope;
 mod tags;
 mod tls;
 
@@ -42,6 +48,8 @@ pub(crate) use error::causes;
 pub use error::{Attempt, UpstreamConfigError, UpstreamError};
 pub use manifests::{FetchedManifest, ManifestHead};
 pub use options::{Credentials, Observer, Operation, RequestObservation, UpstreamOptions};
+pub use payload::{NotTaken, PieceSender, PieceStream};
+pub use push::{Mount, UploadSession};
 pub use relay::{Refusal, Relay, Relayed};
 
 pub(crate) use tls::{Tls, read_ca_file};
@@ -56,6 +64,7 @@ use endpoint::{Endpoint, Endpoints, redacted};
 pub struct Upstream {
     name: String,
     docker_hub: bool,
+    pushes: bool,
     endpoints: Endpoints,
     client: Arc<HttpClient>,
     auth: Authenticator,
@@ -107,6 +116,7 @@ impl Upstream {
 
         Ok(Self {
             docker_hub: options.docker_hub || own.is_docker_hub(),
+            pushes: options.pushes,
             auth: Authenticator::new(credentials, options.auth_hosts, mirrors.len() + 1),
             endpoints: Endpoints::new(mirrors, own),
             client: Arc::new(HttpClient::new(extra_roots, options.connect_timeout, options.workers)),
@@ -131,6 +141,7 @@ impl Upstream {
         };
         Some(Self {
             docker_hub: self.docker_hub,
+            pushes: self.pushes,
             auth: Authenticator::new(credentials, self.auth.auth_hosts().to_vec(), 1),
             endpoints: Endpoints::new(Vec::new(), own),
             client: Arc::clone(&self.client),

@@ -36,6 +36,8 @@ pub struct UpstreamOptions {
     /// Docker Hub's rules apply: one-part names mean `library/…`. Set by itself when `url` is Docker Hub's; to be set
     /// by hand for a full mirror of it.
     pub docker_hub: bool,
+    /// It is pushed to: tokens are asked for that allow it.
+    pub pushes: bool,
     /// How many runtimes will use the upstream, each with connections of its own. Only a size hint. Default 1.
     pub workers: usize,
     /// Called once per attempt at an endpoint, when its response headers are there or it failed. Must not block.
@@ -60,6 +62,7 @@ impl UpstreamOptions {
             stall_timeout: Duration::from_secs(30),
             max_manifest_bytes: 4 << 20,
             docker_hub: false,
+            pushes: false,
             workers: 1,
             observer: None,
         }
@@ -127,6 +130,12 @@ pub enum Operation {
     Referrers,
     /// GET of one page of the list of repositories.
     Catalog,
+    /// Any request of the upload of a blob.
+    Upload,
+    /// PUT of a manifest.
+    ManifestPut,
+    /// DELETE of a manifest or a tag.
+    ManifestDelete,
     /// A request to a token server.
     Token,
     /// What a client asks for, with its own header fields.
@@ -144,6 +153,9 @@ impl Operation {
             Self::Tags => "tags",
             Self::Referrers => "referrers",
             Self::Catalog => "catalog",
+            Self::Upload => "upload",
+            Self::ManifestPut => "manifest_put",
+            Self::ManifestDelete => "manifest_delete",
             Self::Token => "token",
             Self::Relay => "relay",
         }

@@ -10,7 +10,7 @@ use url::Url;
 use super::Upstream;
 use super::endpoint::{Endpoint, Origin};
 use super::error::{Attempt, UpstreamError};
-use super::exchange::{Answer, Call, document, field, quoted};
+use super::exchange::{Answer, Call, Success, document, field, quoted};
 use super::headers;
 use super::options::Operation;
 use crate::oci::RepositoryName;
@@ -80,6 +80,8 @@ impl List<'_> {
             method: Method::GET,
             url,
             headers: fields,
+            body: Bytes::new(),
+            success: Success::Content,
             subject: self.subject.to_owned(),
         }
     }

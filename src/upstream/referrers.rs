@@ -1,5 +1,6 @@
 //! The manifests that have another one as their subject (OCI distribution spec 1.1, "Listing Referrers").
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, header};
 use tokio::time::{Duration, Instant};
 use url::Url;
@@ -7,7 +8,7 @@ use url::Url;
 use super::Upstream;
 use super::endpoint::{Endpoint, EndpointChoice};
 use super::error::{Attempt, UpstreamError};
-use super::exchange::{Answer, Call, document, field};
+use super::exchange::{Answer, Call, Success, document, field};
 use super::options::Operation;
 use super::pages::next_page;
 use crate::oci::{Descriptor, Digest, Manifest, RepositoryName, media_type};
@@ -79,6 +80,8 @@ fn page_call<'a>(repository: &'a RepositoryName, subject: &Digest, url: Url) -> 
         method: Method::GET,
         url,
         headers: fields,
+        body: Bytes::new(),
+        success: Success::Content,
         subject: subject.to_string(),
     }
 }

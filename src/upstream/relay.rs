@@ -13,7 +13,7 @@ use url::Url;
 use super::blobs::BlobBody;
 use super::endpoint::redacted;
 use super::error::Attempt;
-use super::exchange::{Answer, document, field};
+use super::exchange::{Answer, Success, document, field};
 use super::options::{Operation, RequestObservation};
 use super::{Upstream, UpstreamConfigError, UpstreamError, UpstreamOptions, headers};
 
@@ -113,14 +113,18 @@ impl Relay {
     async fn once(&self, url: &Url, fields: HeaderMap, attempt: &Attempt) -> Result<Relayed, Refusal> {
         let upstream = &self.upstream;
         let began = Instant::now();
-        let followed =
-            upstream.follow(&Method::GET, url, fields, attempt, began + upstream.header_timeout).await;
+        let followed = upstream
+            .follow(&Method::GET, url, fields, &Bytes::new(), attempt, began + upstream.header_timeout)
+            .await;
         let elapsed = began.elapsed();
         let mut challenges = Vec::new();
         let result = match followed {
             Ok(followed) => {
                 challenges.extend(followed.headers().get_all(header::WWW_AUTHENTICATE).iter().cloned());
-                upstream.judged(followed, attempt).await.and_then(|answer| self.checked(answer))
+                upstream
+                    .judged(followed, Success::Content, attempt)
+                    .await
+                    .and_then(|answer| self.checked(answer))
             }
             Err(lost) => Err(lost.error),
         };

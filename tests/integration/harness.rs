@@ -6,7 +6,9 @@ use crate::support::client::{End, Request, get};
 use crate::support::images::{Image, write_layout};
 use crate::support::origin::Origin;
 use crate::support::plan::{Gate, Plan};
+use crate::support::push::Repository;
 use crate::support::registry::{Registry, skopeo_copy};
+use crate::support::relay::{Fault, Relay, Reply};
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority};
 use crate::support::{eventually, noise, sha256};
@@ -99,4 +101,84 @@ fn docker_registry_runs_in_every_variant() {
         assert!(to.join(crate::support::hex(&sha256(images[1].layer(0)))).exists());
     }
     assert!(!tokens.seen().is_empty());
+}
+
+#[test]
+fn relay_passes_on_what_comes() {
+    let registry = Registry::plain();
+    let relay = Relay::before(registry.addr());
+    let repository = Repository::new(relay.addr(), "team/app");
+    let image = Image::new(7, "amd64", &[3000, 300_000]);
+    repository.push_image("v1", &image);
+    repository.at(registry.addr()).assert_holds("v1", &image);
+    repository.assert_holds("v1", &image);
+    repository.head_manifest("v1").expect(200);
+    // In chunks, as docker sends a layer; skopeo reads by the same way.
+    let bytes = noise(8, 100_000);
+    let mut session = repository.begin();
+    session.follow(&session.stream(&bytes).expect(202));
+    session.finish(&sha256(&bytes), &[]).expect(201);
+    let home = tempfile::tempdir().expect("a directory");
+    tools::succeed(
+        skopeo_copy()
+            .arg("--src-tls-verify=false")
+            .arg(format!("docker://{}/team/app:v1", relay.addr()))
+            .arg(format!("dir:{}", home.path().display())),
+    );
+    let uploads: u64 = relay.passed().iter().filter(|one| one.is_upload()).map(|one| one.up()).sum();
+    assert_eq!(uploads, (image.blobs.iter().map(Vec::len).sum::<usize>() + bytes.len()) as u64);
+    let layer = relay.seen("GET", &sha256(image.layer(1)));
+    assert_eq!(layer[0].down(), image.layer(1).len() as u64);
+    assert!(relay.downloads_at_once() >= 1 && relay.uploads_at_once() == 1);
+}
+
+#[test]
+fn relay_misbehaves_as_told() {
+    let registry = Registry::plain();
+    let mut relay = Relay::before(registry.addr());
+    let repository = Repository::new(relay.addr(), "team/app");
+    let bytes = noise(9, 200_000);
+    let digest = repository.push(&bytes);
+    let gate = Gate::new();
+    relay.script(
+        "GET",
+        &digest,
+        [
+            Fault::CutAnswer(1000),
+            Fault::Flip(70_000),
+            Fault::Answer(Reply::new(429, "{}").header("Retry-After", "1")),
+            Fault::LoseAnswer,
+            Fault::Pass,
+            Fault::HoldAnswer(50_000, gate.clone()),
+        ],
+    );
+    let blob = || Request::get(format!("/v2/team/app/blobs/{digest}"));
+    let cut = blob().send(relay.addr());
+    assert_eq!((cut.body.len(), cut.end), (1000, End::Cut));
+    let flipped = repository.blob(&digest).expect(200);
+    let differs: Vec<usize> = (0..bytes.len()).filter(|&at| flipped.body[at] != bytes[at]).collect();
+    assert_eq!(differs, [70_000]);
+    assert_eq!(repository.blob(&digest).expect(429).header("retry-after"), Some("1"));
+    assert!(blob().try_open(relay.addr()).is_err());
+    repository.blob(&digest).expect(200).expect_body(&bytes);
+    let mut held = blob().open(relay.addr());
+    let mut first = Vec::new();
+    held.read_to(50_000, &mut first).expect("all before the gate");
+    gate.wait_reached();
+    relay.stop();
+    assert!(blob().try_open(relay.addr()).is_err());
+    gate.open();
+    assert!(held.collect().end != End::Complete);
+    relay.restart();
+    repository.blob(&digest).expect(200).expect_body(&bytes);
+
+    // What was cut of an upload is at the registry, and what was lost of an answer was carried out.
+    let session = repository.begin();
+    relay.script("PATCH", "/uploads/", [Fault::CutRequest(100_000)]);
+    assert!(session.request("PATCH").body(bytes.clone()).try_send(relay.addr()).is_none());
+    let lost = repository.begin();
+    relay.script("PUT", "/uploads/", [Fault::LoseAnswer]);
+    assert!(lost.finish_request(&sha256(b"lost"), b"lost").try_send(relay.addr()).is_none());
+    repository.head_blob(&sha256(b"lost")).expect(200);
+    assert_eq!(relay.seen("PATCH", "/uploads/")[0].up(), 100_000);
 }

@@ -1,27 +1,17 @@
 //! The images of a registry, asked over HTTP.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use futures_util::{StreamExt, stream};
 use tokio::runtime;
 use url::{Host, Url};
 
-use super::{Output, Unusable, path_variable};
-use crate::config::read_password;
-use crate::upstream::{Credentials, Upstream, UpstreamConfigError, UpstreamError, UpstreamOptions};
+use super::super::login::Login;
+use super::{Output, Unusable};
+use crate::upstream::{Upstream, UpstreamError};
 
 /// Repositories asked for their tags at once.
 const AT_ONCE: usize = 8;
-
-/// What the registry may be told about who asks.
-pub(super) struct Login {
-    pub(super) username: Option<String>,
-    pub(super) password_file: Option<PathBuf>,
-    pub(super) docker_config: Option<PathBuf>,
-    pub(super) auth_hosts: Vec<String>,
-    pub(super) ca_file: Option<PathBuf>,
-}
 
 /// Lists what the registry at `url` holds; the inner error is standard output's.
 pub(super) fn list(
@@ -127,52 +117,12 @@ fn is_this_machine(url: &Url) -> bool {
 
 /// The client. Contacts nobody.
 fn connect(address: &Address, login: Login) -> Result<Upstream, Unusable> {
-    let Login { username, password_file, docker_config, auth_hosts, ca_file } = login;
-    let options = |credentials| UpstreamOptions {
-        credentials,
-        auth_hosts: auth_hosts.clone(),
-        ca_file: ca_file.clone(),
-        ..UpstreamOptions::new("registry", address.url.as_str())
-    };
-    let unusable = |error: UpstreamConfigError| Unusable::Usage(error.to_string());
-    let credentials = match (username, password_file) {
-        (Some(username), Some(path)) => {
-            let password = read_password(&path)
-                .map_err(|why| Unusable::Usage(format!("password file {}: {why}", path.display())))?;
-            Credentials::Basic { username, password: password.expose().to_owned() }
-        }
-        (Some(_), None) => return Err(Unusable::Usage("--username needs --password-file".to_owned())),
-        (None, Some(_)) => return Err(Unusable::Usage("--password-file needs --username".to_owned())),
-        (None, None) => match (docker_config, written_by_login()) {
-            (Some(path), _) => Credentials::DockerConfig(path),
-            (None, Some(path)) => {
-                // Nobody named it: what is wrong with it is no reason not to ask anonymously.
-                return Upstream::new(options(Credentials::DockerConfig(path))).or_else(|error| {
-                    if !matches!(error, UpstreamConfigError::File { key: "docker_config", .. }) {
-                        return Err(unusable(error));
-                    }
-                    tracing::warn!(%error, "asking without a login");
-                    Upstream::new(options(Credentials::None)).map_err(unusable)
-                });
-            }
-            (None, None) => Credentials::None,
-        },
-    };
-    if address.is_plain && !matches!(credentials, Credentials::None) {
+    let access = login.check("registry", "").map_err(Unusable::Usage)?;
+    if address.is_plain && access.is_secret() {
         tracing::warn!("the login goes to {} unencrypted", address.shown);
     }
-    Upstream::new(options(credentials)).map_err(unusable)
-}
-
-/// The file in which `docker login` and its like left their logins, where they look for it themselves.
-fn written_by_login() -> Option<PathBuf> {
-    let candidates = [
-        path_variable("REGISTRY_AUTH_FILE"),
-        path_variable("DOCKER_CONFIG").map(|directory| directory.join("config.json")),
-        path_variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
-        path_variable("HOME").map(|home| home.join(".docker/config.json")),
-    ];
-    candidates.into_iter().flatten().find(|path| path.is_file())
+    Upstream::new(access.options("registry", &address.url))
+        .map_err(|error| Unusable::Usage(error.to_string()))
 }
 
 #[cfg(test)]

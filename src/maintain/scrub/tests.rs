@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::symlink;
+use std::thread;
 
 use super::*;
 use crate::store::ingest::publish_small;
 use crate::store::{Layout, StoreOptions};
+use crate::sys::uncached::PIECE;
 
 const OPTIONS: ScrubOptions = ScrubOptions { rate: NonZeroU64::MAX, run: Run::Foreground };
 const BACKGROUND: ScrubOptions = ScrubOptions { run: Run::Background, ..OPTIONS };

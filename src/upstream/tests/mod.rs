@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod documents;
 mod endpoints;
+mod push;
 mod server;
 mod tls;
 

@@ -34,8 +34,13 @@ type Open = Arc<Mutex<HashMap<u64, TcpStream>>>;
 
 impl Listener {
     pub(crate) fn start(serve: Serve) -> Self {
-        let reserved = socket(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        let addr = reserved.local_addr().expect("bound").as_socket().expect("an IPv4 address");
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), serve)
+    }
+
+    /// At an address of the test's choosing; port 0 is the kernel's choice.
+    pub(crate) fn start_at(addr: SocketAddr, serve: Serve) -> Self {
+        let reserved = socket(addr);
+        let addr = reserved.local_addr().expect("bound").as_socket().expect("an IP address");
         let mut listener = Self { addr, serve, running: None, _reserved: reserved };
         listener.restart();
         listener
@@ -79,7 +84,7 @@ impl Drop for Listener {
 }
 
 fn socket(addr: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
     socket.set_reuse_address(true).expect("SO_REUSEADDR");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
     socket.bind(&addr.into()).expect("bind");
@@ -119,6 +124,14 @@ pub(crate) struct RequestHead {
 impl RequestHead {
     /// Reads one head, and its body away; `None` at the end of the connection.
     pub(crate) fn read(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Self>> {
+        let Some(head) = Self::read_alone(reader)? else { return Ok(None) };
+        let length = head.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        io::copy(&mut reader.take(length), &mut io::sink())?;
+        Ok(Some(head))
+    }
+
+    /// Reads one head; its body is the caller's to read.
+    pub(super) fn read_alone(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Self>> {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
             return Ok(None);
@@ -128,24 +141,17 @@ impl RequestHead {
             return Err(io::Error::other(format!("not a request line: {line:?}")));
         };
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let mut head =
-            Self { method: method.into(), path: path.into(), query: query.into(), headers: Vec::new() };
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let line = line.trim_end();
-            if line.is_empty() {
-                break;
-            }
-            if let Some((name, value)) = line.split_once(':') {
-                head.headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
-            }
-        }
-        let length = head.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
-        io::copy(&mut reader.take(length), &mut io::sink())?;
-        Ok(Some(head))
+        let headers = read_headers(reader)?;
+        Ok(Some(Self { method: method.into(), path: path.into(), query: query.into(), headers }))
+    }
+
+    /// As it stood in the request line.
+    pub(crate) fn target(&self) -> String {
+        if self.query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, self.query) }
+    }
+
+    pub(super) fn headers(&self) -> &[(String, String)] {
+        &self.headers
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
@@ -154,12 +160,35 @@ impl RequestHead {
 
     /// The value of `key` in the query, percent-decoded where the tests need it (`:` and `/`).
     pub(crate) fn query_value(&self, key: &str) -> Option<String> {
-        self.query.split('&').find_map(|pair| {
+        self.query_values(key).next()
+    }
+
+    /// The values of `key` in the query, which may be there several times.
+    pub(crate) fn query_values(&self, key: &str) -> impl Iterator<Item = String> {
+        self.query.split('&').filter_map(move |pair| {
             let (name, value) = pair.split_once('=')?;
             (name == key).then(|| {
                 let decoded = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
                 decoded.replace('+', " ")
             })
         })
+    }
+}
+
+/// Reads header lines, names in lower case, up to the empty line.
+pub(super) fn read_headers(reader: &mut impl io::BufRead) -> io::Result<Vec<(String, String)>> {
+    let mut headers = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let line = line.trim_end();
+        if line.is_empty() {
+            return Ok(headers);
+        }
+        if let Some((name, value)) = line.split_once(':') {
+            headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
+        }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod plan;
 pub(crate) mod process;
 pub(crate) mod push;
 pub(crate) mod registry;
+pub(crate) mod relay;
 pub(crate) mod request;
 pub(crate) mod token;
 pub(crate) mod tools;

@@ -68,6 +68,11 @@ impl Registry {
         })
     }
 
+    /// Without authentication, with the configuration changed by `configure`.
+    pub(crate) fn configured(configure: impl FnOnce(&mut serde_json::Value)) -> Self {
+        Self::start("http", false, |config, _| configure(config))
+    }
+
     fn start(
         scheme: &'static str,
         credentials: bool,

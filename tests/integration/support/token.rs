@@ -69,7 +69,9 @@ fn serve(signer: &Signer, seen: &Mutex<Vec<RequestHead>>, mut stream: TcpStream)
     while let Some(head) = RequestHead::read(&mut reader)? {
         let credentials = format!("Basic {}", BASE64.encode(format!("{USERNAME}:{PASSWORD}").as_bytes()));
         let (status, body) = if head.header("authorization") == Some(&credentials) {
-            let token = signer.token(&head.query_value("scope").unwrap_or_default());
+            // Several scopes come as a parameter each, or as one with spaces.
+            let scopes: Vec<String> = head.query_values("scope").collect();
+            let token = signer.token(&scopes.join(" "));
             (200, json!({"token": token, "expires_in": signer.lifetime.as_secs()}))
         } else {
             (401, json!({"errors": [{"code": "UNAUTHORIZED", "message": "unknown account"}]}))

@@ -1,0 +1,123 @@
+//! An image copied: its blobs, then its manifests, then what refers to it.
+
+use std::cell::Cell;
+
+use futures_util::{StreamExt, stream};
+
+use super::error::CopyError;
+use super::event::Event;
+use super::image::{Job, Plan};
+use super::run::Run;
+use super::target::Put;
+use crate::oci::Digest;
+use crate::store::LinkKind;
+
+/// How often an image's blobs are looked at again because the target had lost one in the meantime.
+const ROUNDS: usize = 3;
+/// Blobs of one image that are looked at; of these the run's bound decides how many are under way.
+const BLOBS_AT_ONCE: usize = 16;
+
+/// An image that is at the target.
+pub(super) struct Copied {
+    pub(super) digest: Digest,
+    /// All its manifests.
+    pub(super) digests: Vec<Digest>,
+    /// Bytes of blobs that were moved for it.
+    pub(super) bytes: u64,
+}
+
+impl<'a> Run<'a> {
+    /// Copies an image. After a failure the target has some of its blobs, perhaps some of its children, and not the image.
+    pub(super) async fn copy(&self, job: &Job<'_, 'a>) -> Result<Copied, CopyError> {
+        let mut bytes = 0;
+        for round in 0..ROUNDS {
+            let plan = self.plan(job, round == 0).await?;
+            let root = plan.root()?.digest;
+            if round == 0 {
+                self.tally.count(|summary| summary.blobs_foreign += plan.foreign);
+                self.tell(Event::ImageStarted {
+                    image: job.image.clone(),
+                    digest: root,
+                    source: plan.source.name().to_owned(),
+                    blobs: plan.blobs.len(),
+                    bytes: plan.bytes(),
+                });
+            }
+            bytes += self.copy_blobs(job, &plan).await?;
+            if self.options.dry_run || self.push(job, &plan).await? {
+                return Ok(Copied { digest: root, digests: plan.digests, bytes });
+            }
+            if plan.is_sparse && !self.target.takes_sparse_indexes() {
+                return Err(CopyError::Unfit(format!(
+                    "the target refuses an index without all of its children: select all platforms of {}",
+                    job.image
+                )));
+            }
+            tracing::debug!(image = %job.image, "the target lacks something that it had: looking again");
+            for blob in &plan.blobs {
+                self.places.forget(&blob.digest);
+            }
+        }
+        Err(CopyError::Unfit(
+            "the target says each time that it lacks blobs which it was given: is garbage being collected?"
+                .to_owned(),
+        ))
+    }
+
+    /// Has the target's repository have all blobs. The bytes that were moved.
+    async fn copy_blobs(&self, job: &Job<'_, 'a>, plan: &Plan<'a>) -> Result<u64, CopyError> {
+        let is_lost = Cell::new(false);
+        let work = plan.blobs.iter().map(|blob| {
+            let is_lost = &is_lost;
+            async move {
+                // What is under way arrives, and need not be sent again the next time.
+                if is_lost.get() {
+                    return Ok(0);
+                }
+                let result = Box::pin(self.blob(job, blob)).await;
+                is_lost.set(is_lost.get() || result.is_err());
+                result
+            }
+        });
+        let results: Vec<_> = stream::iter(work).buffer_unordered(BLOBS_AT_ONCE).collect().await;
+        let mut bytes = 0;
+        let mut first = None;
+        for result in results {
+            match result {
+                Ok(moved) => bytes += moved,
+                // That we were told to stop says less than what failed before.
+                Err(error) if first.as_ref().is_none_or(CopyError::is_stop) => first = Some(error),
+                Err(_) => {}
+            }
+        }
+        first.map_or(Ok(bytes), Err)
+    }
+
+    /// Pushes the manifests. `false`: the target lacks something that they need.
+    async fn push(&self, job: &Job<'_, 'a>, plan: &Plan<'a>) -> Result<bool, CopyError> {
+        let last = plan.nodes.len().saturating_sub(1);
+        for (at, node) in plan.nodes.iter().enumerate() {
+            let tag = job.tag.filter(|_| at == last);
+            // distribution writes its links in place: whoever reads one at that moment, because it checks the children of an
+            // index, finds it empty.
+            let children = node.needed.iter().filter(|(kind, _)| *kind == LinkKind::Manifest);
+            let names = children.map(|(_, digest)| *digest).chain([node.digest]);
+            let entered = self.manifests.enter_all(names).await;
+            let put = self.retrying(job.image, &self.target.health, async || {
+                self.target.put(job.repository, node, tag).await
+            });
+            let put = put.await?;
+            drop(entered);
+            match put {
+                Put::Done { knows_subject } => {
+                    self.tally.count(|summary| summary.manifests_copied += 1);
+                    if !knows_subject {
+                        self.list_as_referrer(job, node).await?;
+                    }
+                }
+                Put::Missing => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}

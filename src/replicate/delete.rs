@@ -1,0 +1,119 @@
+//! Tags that no source has any more, taken from the target.
+//!
+//! Nothing is removed unless every source gave all its lists, and nothing of a repository for which they were empty: a
+//! source that lost its storage looks like one whose images were deleted. If there is more to remove than was allowed,
+//! nothing is.
+//!
+//! distribution 2.8 removes no tag, only a manifest with all its tags. That is done only if nothing else in the repository
+//! needs the manifest: no other tag points at it, and no index that a tag points at, however deep, contains it.
+
+use std::collections::HashSet;
+
+use super::error::CopyError;
+use super::event::{Event, ImageName};
+use super::run::Run;
+use super::target::{Kind, Target};
+use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
+use crate::store::StoredRepository;
+use crate::upstream::UpstreamError;
+
+/// Manifests looked at, at most, to find out whether another one is needed.
+const LOOKED_AT_MAX: usize = 10_000;
+
+impl Run<'_> {
+    /// Removes what was noted, unless it is too much.
+    pub(super) async fn delete_superfluous(&self) {
+        let superfluous = self.superfluous.take();
+        let Some(max) = self.options.delete_max else { return };
+        if superfluous.len() > max {
+            let shown: Vec<_> = superfluous.iter().take(3).map(ToString::to_string).collect();
+            let why = format!(
+                "{} tags would be removed ({}, …), which is more than the {max} that are allowed: none is",
+                superfluous.len(),
+                shown.join(", ")
+            );
+            return self.failed(&"removing tags", &why);
+        }
+        for image in superfluous {
+            if self.stop.is_requested() {
+                return;
+            }
+            if !self.options.dry_run {
+                let removing = self.retrying(&image, &self.target.health, async || self.delete(&image).await);
+                match removing.await {
+                    Ok(()) => {}
+                    Err(error) if error.is_stop() => return,
+                    Err(error) => {
+                        self.failed(&image, &format!("not removed: {error}"));
+                        continue;
+                    }
+                }
+            }
+            self.tally.count(|summary| summary.tags_deleted += 1);
+            self.tell(Event::Deleted { image });
+        }
+    }
+
+    async fn delete(&self, image: &ImageName) -> Result<(), CopyError> {
+        let Reference::Tag(tag) = &image.reference else { return Ok(()) };
+        match &self.target.kind {
+            Kind::Tree(store) => {
+                let removed = store.remove_tag(&StoredRepository::local(&image.repository), tag).await;
+                removed.map(|_| ()).map_err(|error| CopyError::disk("remove a tag", error))
+            }
+            Kind::Registry { upstream, .. } => {
+                match upstream.delete_manifest(&image.repository, &image.reference).await {
+                    Err(error) if error.is_absence() => Ok(()),
+                    Err(UpstreamError::Refused { status: 400 | 405, .. }) => {
+                        self.delete_manifest(image, tag).await
+                    }
+                    done => done.map_err(CopyError::Target),
+                }
+            }
+        }
+    }
+
+    /// Removes the manifest that a tag points at, if nothing else needs it.
+    async fn delete_manifest(&self, image: &ImageName, tag: &Tag) -> Result<(), CopyError> {
+        let (repository, target): (_, &Target) = (&image.repository, self.target);
+        let Some(digest) = target.tagged(&self.files, repository, tag).await? else { return Ok(()) };
+        for other in target.tags(repository).await? {
+            if other != *tag && self.needs(repository, &Reference::Tag(other.clone()), &digest).await? {
+                return Err(CopyError::Unfit(format!(
+                    "the target removes no tags, only manifests, and {other} needs this one ({digest})"
+                )));
+            }
+        }
+        let Kind::Registry { upstream, .. } = &target.kind else { return Ok(()) };
+        upstream.delete_manifest(repository, &Reference::Digest(digest)).await.map_err(CopyError::Target)
+    }
+
+    /// Whether a manifest is another one, or contains it.
+    async fn needs(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+        digest: &Digest,
+    ) -> Result<bool, CopyError> {
+        let mut seen: HashSet<Digest> = HashSet::new();
+        let mut next = vec![reference.clone()];
+        while let Some(reference) = next.pop() {
+            let found = self.target.manifest(&self.files, repository, &reference).await?;
+            let Some((bytes, media_type)) = found else { continue };
+            if Digest::of(digest.algorithm(), &bytes) == *digest {
+                return Ok(true);
+            }
+            // What cannot be read may need anything.
+            let Ok(manifest) = Manifest::parse(&bytes, media_type.as_deref()) else { return Ok(true) };
+            for child in manifest.manifests {
+                if child.digest == *digest || seen.len() >= LOOKED_AT_MAX {
+                    return Ok(true);
+                }
+                if seen.insert(child.digest) {
+                    next.push(Reference::Digest(child.digest));
+                }
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,61 @@
+//! Why something could not be copied, typed by whose fault it is: that decides who is asked next.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::oci::Digest;
+use crate::upstream::UpstreamError;
+
+/// See the module's documentation. Cheap to clone; messages name the server, the object and the cause.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum CopyError {
+    /// A source did not give it.
+    #[error("source {0}")]
+    Source(UpstreamError),
+    /// What a source gave is not what it said it would be. Another source may be better.
+    #[error("source {source_name}: {what}")]
+    Content { source_name: String, what: String },
+    /// No source that is left has the content that the digest names.
+    #[error("no source gives what has the digest {0}: what came is something else")]
+    Corrupt(Box<Digest>),
+    /// The target did not take it.
+    #[error("target {0}")]
+    Target(UpstreamError),
+    /// The target's disk did not take it.
+    #[error("target: {what}: {cause}")]
+    Disk { what: &'static str, cause: Arc<io::Error> },
+    /// It is nothing that can be copied, whoever has it.
+    #[error("{0}")]
+    Unfit(String),
+    /// Told to stop before it was done.
+    #[error("stopped before it was done")]
+    Stopped,
+}
+
+impl CopyError {
+    pub(super) fn disk(what: &'static str, cause: io::Error) -> Self {
+        Self::Disk { what, cause: Arc::new(cause) }
+    }
+
+    /// What a registry said.
+    pub(super) fn upstream(&self) -> Option<&UpstreamError> {
+        match self {
+            Self::Source(error) | Self::Target(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the same question to the same server may have another answer soon.
+    pub(super) fn is_retryable(&self) -> bool {
+        self.upstream().is_some_and(UpstreamError::is_retryable)
+    }
+
+    /// Whether the source, or the target, says that it is not there.
+    pub(super) fn is_absence(&self) -> bool {
+        self.upstream().is_some_and(UpstreamError::is_absence)
+    }
+
+    pub(super) fn is_stop(&self) -> bool {
+        matches!(self, Self::Stopped)
+    }
+}

@@ -1,0 +1,190 @@
+//! `--delete`: tags that the source no longer has, and nothing else.
+
+use super::command::{Finished, copy, directory};
+use super::content::{assert_same, fallback, small, status, tags};
+use crate::support::images::{Image, OCI_MANIFEST};
+use crate::support::process::Spliceway;
+use crate::support::push::Repository;
+use crate::support::registry::Registry;
+use crate::support::relay::{Fault, Relay, Reply};
+
+/// A source with a repository of two tags, and a target with more of them.
+struct Stale {
+    from: Registry,
+    theirs: Repository,
+    kept: Image,
+}
+
+impl Stale {
+    fn new() -> Self {
+        let from = Registry::plain();
+        let theirs = Repository::new(from.addr(), "team/app");
+        let kept = Image::new(901, "amd64", &[100]);
+        theirs.push_image("kept", &kept);
+        theirs.push_image("also", &kept);
+        Self { from, theirs, kept }
+    }
+
+    /// Pushes tags that the source does not have; of an image that the source does not have.
+    fn spoil(&self, addr: std::net::SocketAddr, names: &[&str]) {
+        let old = Image::new(911, "amd64", &[200]);
+        let ours = self.theirs.at(addr);
+        ours.push_blobs(&old);
+        for name in names {
+            ours.put(name, OCI_MANIFEST, &old.manifest).expect(201);
+        }
+    }
+
+    fn run(&self, to: &str, flags: &[&str]) -> Finished {
+        copy(&self.from.url(), to, flags)
+    }
+}
+
+#[test]
+fn only_if_asked_for() {
+    let stale = Stale::new();
+    let to = Spliceway::start(|_| ());
+    stale.spoil(to.addr(), &["old"]);
+    let url = format!("http://{}", to.addr());
+    stale.run(&url, &[]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "old"]);
+    stale.run(&url, &["--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+    stale.theirs.at(to.addr()).assert_holds("kept", &stale.kept);
+}
+
+#[test]
+fn in_a_directory() {
+    let stale = Stale::new();
+    let to = Spliceway::start(|_| ());
+    let root = to.data().join("local");
+    stale.spoil(to.addr(), &["old", "older"]);
+    // The server knows them.
+    assert_eq!(status(&stale.theirs.at(to.addr()), "old"), 200);
+    stale.run(&directory(&root), &["--delete"]).succeeded();
+    for gone in ["old", "older"] {
+        assert_eq!(status(&stale.theirs.at(to.addr()), gone), 404, "the server forgets {gone}");
+    }
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+}
+
+/// docker-registry deletes no tag: by its digest then, if no other tag is at it.
+#[test]
+fn where_tags_cannot_be_deleted() {
+    let stale = Stale::new();
+    let to = Registry::plain();
+    stale.spoil(to.addr(), &["old"]);
+    stale.run(&to.url(), &["--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+
+    // Of an image that a tag needs which stays: it may not go, and is reported.
+    let ours = stale.theirs.at(to.addr());
+    ours.push_image("extra", &stale.kept);
+    stale.run(&to.url(), &["--delete"]).failed(&["team/app:extra"]);
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "extra", "kept"]);
+    ours.assert_holds("kept", &stale.kept);
+    ours.assert_holds("also", &stale.kept);
+}
+
+/// More than may be: none, since the source is hardly what it should be.
+#[test]
+fn at_most_so_many() {
+    let stale = Stale::new();
+    let to = Spliceway::start(|_| ());
+    stale.spoil(to.addr(), &["old-1", "old-2", "old-3"]);
+    let url = format!("http://{}", to.addr());
+    stale.run(&url, &["--delete", "--delete-max", "2"]).failed(&["3", "2"]);
+    assert_eq!(tags(to.addr(), "team/app").len(), 5, "none is deleted");
+    stale.run(&url, &["--delete", "--delete-max", "3"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+    // There is a limit without one being said.
+    let many: Vec<String> = (0..200).map(|number| format!("old-{number}")).collect();
+    stale.spoil(to.addr(), &many.iter().map(String::as_str).collect::<Vec<_>>());
+    stale.run(&url, &["--delete"]).failed(&["200"]);
+    assert_eq!(tags(to.addr(), "team/app").len(), 202);
+}
+
+/// What is not chosen is not deleted either; nor are repositories that the source does not have.
+#[test]
+fn only_what_is_chosen() {
+    let stale = Stale::new();
+    small(stale.from.addr(), "other/app", "1", 921);
+    let to = Spliceway::start(|_| ());
+    stale.spoil(to.addr(), &["old", "own-1", "v2.0.0"]);
+    small(to.addr(), "other/app", "own", 922);
+    small(to.addr(), "own/app", "1", 923);
+    let url = format!("http://{}", to.addr());
+    let flags = ["--delete", "--include", "team/*", "--exclude", "*:own-*", "--exclude", "*:v2*"];
+    stale.run(&url, &flags).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "own-1", "v2.0.0"]);
+    assert_eq!(tags(to.addr(), "other/app"), ["own"]);
+    assert_eq!(tags(to.addr(), "own/app"), ["1"]);
+}
+
+/// An older version that `--newest` no longer takes is no tag that the source has lost.
+#[test]
+fn what_the_source_has_stays() {
+    let stale = Stale::new();
+    for tag in ["1.0.0", "1.1.0"] {
+        stale.theirs.push_image(tag, &stale.kept);
+    }
+    let to = Spliceway::start(|_| ());
+    let url = format!("http://{}", to.addr());
+    stale.run(&url, &["--semver", "^1", "--newest", "1"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["1.1.0"]);
+    stale.theirs.push_image("1.2.0", &stale.kept);
+    stale.run(&url, &["--delete", "--semver", "^1", "--newest", "1"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["1.1.0", "1.2.0"]);
+}
+
+/// A source that is broken, or says that it has nothing, is no reason to delete anything.
+#[test]
+fn not_when_the_source_is_in_doubt() {
+    let stale = Stale::new();
+    let to = Spliceway::start(|_| ());
+    let url = format!("http://{}", to.addr());
+    stale.spoil(to.addr(), &["old"]);
+    let doubts = [
+        Reply::new(500, "{}"),
+        Reply::new(404, "{}"),
+        Reply::new(200, "no JSON"),
+        Reply::new(200, r#"{"name":"team/app","tags":null}"#),
+        Reply::new(200, r#"{"name":"team/app","tags":[]}"#),
+        Reply::new(200, r#"{"name":"team/app"}"#),
+    ];
+    for reply in doubts {
+        let source = Relay::before(stale.from.addr());
+        source.always("GET", "/tags/list", Fault::Answer(reply));
+        copy(&source.url(), &url, &["--delete"]);
+        assert_eq!(tags(to.addr(), "team/app"), ["old"], "nothing is deleted");
+    }
+    // The first source has lost it; the second has it.
+    let with = Registry::plain();
+    small(with.addr(), "team/app", "old", 931);
+    let (one, two) = (stale.from.url(), with.url());
+    super::command::replicate(["--from", &one, "--from", &two, "--to", &url, "--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "old"]);
+    // One of two cannot be asked.
+    let mut with = with;
+    with.stop();
+    super::command::replicate(["--from", &one, "--from", &two, "--to", &url, "--delete"]).failed(&[]);
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "old"]);
+}
+
+/// Lists of referrers under fallback tags belong to an image that stays.
+#[test]
+fn fallback_tags_stay_with_their_image() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let image = small(from.addr(), "team/app", "1", 941);
+    let subject = crate::support::images::descriptor(OCI_MANIFEST, &image.manifest);
+    let signature = super::content::artifact(&theirs, "", Some(&subject), b"a signature");
+    let to = Registry::plain();
+    let url = format!("http://{}", from.addr());
+    for _ in 0..2 {
+        copy(&url, &to.url(), &["--delete"]).succeeded();
+        let ours = theirs.at(to.addr());
+        assert_eq!(status(&ours, &fallback(&image.digest())), 200);
+        assert_same(&theirs, &ours, &crate::support::sha256(&signature));
+    }
+}

@@ -1,0 +1,229 @@
+//! What refers to an image: by the API where there is one, by fallback tags where there is none.
+
+use serde_json::{Value, json};
+
+use super::command::{copy, directory};
+use super::content::{artifact, assert_same, attested, fallback, manifest, put_index, status, tags};
+use crate::support::images::{Image, OCI_INDEX, OCI_MANIFEST, descriptor};
+use crate::support::process::Spliceway;
+use crate::support::push::Repository;
+use crate::support::registry::Registry;
+use crate::support::sha256;
+
+/// An image with a signature, which has a signature itself, and an SBOM of one child; what a source is to hold.
+struct Signed {
+    image: Value,
+    index: String,
+    child: String,
+    signature: Vec<u8>,
+    countersignature: Vec<u8>,
+    bill: Vec<u8>,
+}
+
+impl Signed {
+    fn push(repository: &Repository) -> Self {
+        let children = attested(repository, "1", 201);
+        let index = manifest(repository, "1").expect(200).body;
+        let image = descriptor(OCI_INDEX, &index);
+        let signature = artifact(repository, "", Some(&image), b"a signature");
+        let countersignature =
+            artifact(repository, "", Some(&descriptor(OCI_MANIFEST, &signature)), b"a countersignature");
+        let child = manifest(repository, &children[0]).expect(200).body;
+        let bill = artifact(repository, "", Some(&descriptor(OCI_MANIFEST, &child)), b"a bill of materials");
+        let child = children[0].clone();
+        Self { index: sha256(&index), image, child, signature, countersignature, bill }
+    }
+
+    /// Subject and referrer of each pair.
+    fn pairs(&self) -> [(String, &[u8]); 3] {
+        [
+            (self.index.clone(), &self.signature),
+            (sha256(&self.signature), &self.countersignature),
+            (self.child.clone(), &self.bill),
+        ]
+    }
+
+    /// Lists the referrers under fallback tags, as a client of a registry without the API has to.
+    fn write_fallback_tags(&self, repository: &Repository) {
+        for (subject, referrer) in self.pairs() {
+            put_index(repository, &fallback(&subject), &[entry(referrer)]);
+        }
+    }
+}
+
+fn entry(referrer: &[u8]) -> Value {
+    let mut entry = descriptor(OCI_MANIFEST, referrer);
+    entry["artifactType"] = json!("application/vnd.example.thing");
+    entry["annotations"] = json!({"made by": "a test"});
+    entry
+}
+
+/// The digests that the API lists.
+#[track_caller]
+fn listed(repository: &Repository, subject: &str) -> Vec<String> {
+    digests(&repository.referrers(subject, "").expect(200).json())
+}
+
+/// The digests in the index under a fallback tag.
+#[track_caller]
+fn tagged(repository: &Repository, subject: &str) -> Vec<String> {
+    digests(&manifest(repository, &fallback(subject)).expect(200).json())
+}
+
+fn digests(index: &Value) -> Vec<String> {
+    let entries = index["manifests"].as_array().expect("an index");
+    entries.iter().map(|entry| entry["digest"].as_str().expect("a digest").to_owned()).collect()
+}
+
+#[test]
+fn by_the_api_on_both_sides() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Spliceway::start(|_| ());
+    let root = to.data().join("local");
+    let url = format!("http://{}", from.addr());
+    copy(&url, &directory(&root), &[]).succeeded();
+    let other = Spliceway::start(|_| ());
+    copy(&url, &format!("http://{}", other.addr()), &[]).succeeded();
+    for addr in [to.addr(), other.addr()] {
+        let ours = theirs.at(addr);
+        for (subject, referrer) in signed.pairs() {
+            assert_eq!(listed(&ours, &subject), [sha256(referrer)]);
+            assert_same(&theirs, &ours, &sha256(referrer));
+        }
+        assert_eq!(tags(addr, "team/app"), ["1"], "who has the API needs no tags");
+    }
+}
+
+#[test]
+fn to_a_registry_without_the_api() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Registry::plain();
+    let url = format!("http://{}", from.addr());
+    copy(&url, &to.url(), &[]).succeeded();
+    let ours = theirs.at(to.addr());
+    for (subject, referrer) in signed.pairs() {
+        assert_eq!(tagged(&ours, &subject), [sha256(referrer)]);
+        let index = manifest(&ours, &fallback(&subject)).expect(200);
+        assert_eq!(index.header("content-type"), Some(OCI_INDEX));
+        let entry = &index.json()["manifests"][0];
+        assert_eq!(entry["artifactType"], json!("application/vnd.example.thing"));
+        assert_eq!(entry["annotations"], json!({"made by": "a test"}));
+        assert_same(&theirs, &ours, &sha256(referrer));
+    }
+    // One more, of an image that is there already: it joins the list.
+    let second = artifact(&theirs, "", Some(&signed.image), b"a second signature");
+    copy(&url, &to.url(), &[]).succeeded();
+    let mut expected = vec![sha256(&signed.signature), sha256(&second)];
+    let mut found = tagged(&ours, &signed.index);
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// What somebody else attached at the target is no reason to lose it from the list.
+#[test]
+fn a_list_of_the_targets_own_is_kept() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Registry::plain();
+    let ours = theirs.at(to.addr());
+    let own = artifact(&ours, "", Some(&signed.image), b"attached at the target");
+    put_index(&ours, &fallback(&signed.index), &[entry(&own)]);
+    copy(&format!("http://{}", from.addr()), &to.url(), &[]).succeeded();
+    let mut expected = vec![sha256(&signed.signature), sha256(&own)];
+    let mut found = tagged(&ours, &signed.index);
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn from_a_registry_without_the_api() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    signed.write_fallback_tags(&theirs);
+    let registry = Registry::plain();
+    let spliceway = Spliceway::start(|_| ());
+    let root = spliceway.data().join("local");
+    copy(&from.url(), &registry.url(), &[]).succeeded();
+    copy(&from.url(), &directory(&root), &[]).succeeded();
+    for (subject, referrer) in signed.pairs() {
+        assert_eq!(tagged(&theirs.at(registry.addr()), &subject), [sha256(referrer)]);
+        let ours = theirs.at(spliceway.addr());
+        assert_eq!(listed(&ours, &subject), [sha256(referrer)]);
+        for addr in [registry.addr(), spliceway.addr()] {
+            assert_same(&theirs, &theirs.at(addr), &sha256(referrer));
+        }
+    }
+}
+
+/// Fallback tags belong to their image: where only some tags are chosen, they come with those.
+#[test]
+fn fallback_tags_follow_their_image() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    signed.write_fallback_tags(&theirs);
+    let other = Image::new(221, "amd64", &[10]);
+    theirs.push_image("2", &other);
+    let of_other =
+        artifact(&theirs, "", Some(&descriptor(OCI_MANIFEST, &other.manifest)), b"another signature");
+    put_index(&theirs, &fallback(&other.digest()), &[entry(&of_other)]);
+    let to = Registry::plain();
+    copy(&from.url(), &to.url(), &["--include", "team/*:1"]).succeeded();
+    let ours = theirs.at(to.addr());
+    for (subject, referrer) in signed.pairs() {
+        assert_eq!(tagged(&ours, &subject), [sha256(referrer)]);
+    }
+    for absent in ["2", &fallback(&other.digest()), &other.digest(), &sha256(&of_other)] {
+        assert_eq!(status(&ours, absent), 404, "{absent} was not asked for");
+    }
+}
+
+#[test]
+fn none_if_none_are_wanted() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Registry::plain();
+    copy(&format!("http://{}", from.addr()), &to.url(), &["--no-referrers"]).succeeded();
+    let ours = theirs.at(to.addr());
+    assert_same(&theirs, &ours, "1");
+    for (subject, referrer) in signed.pairs() {
+        assert_eq!(status(&ours, &sha256(referrer)), 404);
+        assert_eq!(status(&ours, &fallback(&subject)), 404);
+    }
+}
+
+/// Two artifacts that refer to each other's subjects in a long chain are followed for a while, and the run ends.
+#[test]
+fn a_long_chain_ends() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let image = Image::new(231, "amd64", &[10]);
+    theirs.push_image("1", &image);
+    let mut subject = image.manifest.clone();
+    for number in 0..40 {
+        subject = artifact(
+            &theirs,
+            "",
+            Some(&descriptor(OCI_MANIFEST, &subject)),
+            format!("link {number}").as_bytes(),
+        );
+    }
+    let to = Spliceway::start(|_| ());
+    let finished = copy(&format!("http://{}", from.addr()), &format!("http://{}", to.addr()), &[]);
+    theirs.at(to.addr()).assert_holds("1", &image);
+    // Whether so long a chain counts as a failure is not what is asked here, but that it is not left out silently.
+    if status(&theirs.at(to.addr()), &sha256(&subject)) == 404 {
+        finished.failed(&["team/app"]);
+    } else {
+        finished.succeeded();
+    }
+}
