@@ -69,4 +69,6 @@ def _push(bench: Bench, server: Server) -> None:
         Tree.write(images, PUSHED)
         write_distribution_layout(images, bench.content.blob(PUSHED_BYTES))
     local = server.site.directory / "data/local"
-    shutil.copytree(images, local, copy_function=link, dirs_exist_ok=True)
+    # A manifest's link without the manifest is what no collection goes on from.
+    for part in ("docker/registry/v2/blobs", "docker/registry/v2/repositories"):
+        shutil.copytree(images / part, local / part, copy_function=link, dirs_exist_ok=True)

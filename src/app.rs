@@ -162,7 +162,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config, ConfigError>) -> 
         replicators,
         listening: Vec::new(),
     };
-    let runtime = runtime().map_err(Error::system("start the runtime"))?;
+    let runtime = runtime(STORE_THREADS_MAX).map_err(Error::system("start the runtime"))?;
     let served = LocalSet::new().block_on(&runtime, application.run(listeners, admin, workers, reload));
     runtime.shutdown_background();
     served?;
@@ -255,8 +255,8 @@ fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     server::bind(address).map_err(|cause| Error::Listen { address, cause })
 }
 
-fn runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().max_blocking_threads(STORE_THREADS_MAX).build()
+fn runtime(blocking_threads_max: usize) -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().max_blocking_threads(blocking_threads_max).build()
 }
 
 /// What the worker threads are started with.
@@ -291,7 +291,7 @@ impl Crew {
 
     /// One worker thread, from its runtime to the process's end. `last` is dropped when its last connection is gone.
     fn work(&self, seat: Seat, last: Last) -> io::Result<()> {
-        let runtime = runtime()?;
+        let runtime = runtime(STORE_THREADS_MAX)?;
         let local = LocalSet::new();
         let files = local.block_on(&runtime, async {
             let files = Files::new(self.use_ring)?;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::trees::{Trees, credentials, observer};
-use super::{STORE_WAIT_MAX, runtime};
+use super::{STORE_THREADS_MAX, STORE_WAIT_MAX, runtime};
 use crate::config::{Config, RegistryConfig, ReplicateConfig};
 use crate::metrics::{Metrics, ReplicateMetrics};
 use crate::replicate::{
@@ -142,7 +142,8 @@ impl Work {
     /// Until it is told to stop.
     fn run(self) {
         let name = self.config.name.as_str();
-        let runtime = match runtime() {
+        // A thread for each large blob that is hashed, beside those for the store and names.
+        let runtime = match runtime(STORE_THREADS_MAX + self.config.options.blobs_at_once) {
             Ok(runtime) => runtime,
             Err(error) => return tracing::error!(name, %error, "cannot start a replication"),
         };

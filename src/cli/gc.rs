@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use humantime_serde::re::humantime;
 
+use super::ending;
 use super::removals::{self, Output};
-use super::tree::{self, Trees};
+use super::tree::{self, Trees, Unusable};
 use crate::logging;
 use crate::maintain::gc::{self, ExpireFrom, GcOptions};
 use crate::maintain::{Collected, Event, GcError, Stop};
@@ -21,7 +22,8 @@ use crate::store::{Store, StoreOptions};
 /// cannot be read or understood ends it before a blob is removed, and is named. Prints a line for each thing that went.
 ///
 /// Only what was pushed is looked at; of what was fetched (DIR/cache) only files that crashes left are removed: its size is
-/// kept by `serve`. docker-registry must not write to the directory meanwhile. Exits with 1 if anything failed.
+/// kept by `serve`. docker-registry must not write to the directory meanwhile. Run by root, it goes on as the user to whom the
+/// directory belongs. Exits with 1 if anything failed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
@@ -116,17 +118,32 @@ impl Gc {
             Ok(trees) => trees,
             Err(error) => return removals::unusable(&error),
         };
+        // A data directory's own tree decides.
+        if !self.dry_run
+            && let Err(error) = tree::become_owner(trees.all().take(1))
+        {
+            return removals::unusable(&error);
+        }
+        let stop = match ending::in_background() {
+            Ok(stop) => stop,
+            Err(error) => return removals::unusable(&Unusable::Missing(format!("cannot begin: {error}"))),
+        };
         let mut output = Output::new(self.json, self.dry_run);
-        let collected = collect(&trees, &options, &mut |event| output.event(&event));
+        let collected = collect(&trees, &options, &stop, &mut |event| output.event(&event));
         output.end(collected)
     }
 }
 
-fn collect(trees: &Trees, options: &GcOptions, report: &mut dyn FnMut(Event)) -> Result<Collected, GcError> {
+fn collect(
+    trees: &Trees,
+    options: &GcOptions,
+    stop: &Stop,
+    report: &mut dyn FnMut(Event),
+) -> Result<Collected, GcError> {
     let mut total = Collected::default();
     if let Some(local) = &trees.local {
         let store = Store::over(local.clone(), StoreOptions::without_handles());
-        let collecting = || gc::run(&store, options, &Stop::new(), report);
+        let collecting = || gc::run(&store, options, stop, report);
         total = removals::in_turn(collecting, |error| matches!(error, GcError::Busy))?;
     }
     if let Some(cache) = &trees.cache {

@@ -4,6 +4,7 @@
 //! standard error; what a command was asked for goes to standard output.
 
 mod check_config;
+mod ending;
 mod gc;
 mod login;
 mod ls;

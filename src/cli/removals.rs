@@ -16,6 +16,8 @@ use crate::maintain::{Collected, Event, GcError, Removed};
 
 /// How long a command waits for another one that works on the same tree.
 const TURN_WAIT_MAX: Duration = Duration::from_mins(10);
+/// How long lines wait to be written at most, while there are more.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How often it looks whether that is done.
 const TURN_LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -26,6 +28,7 @@ pub(super) struct Output {
     dry_run: bool,
     /// A person is watching.
     watched: bool,
+    flushed: Instant,
     /// Standard output's error, the first one.
     broken: Option<io::Error>,
 }
@@ -73,7 +76,7 @@ struct Total {
 impl Output {
     pub(super) fn new(json: bool, dry_run: bool) -> Self {
         let (to, watched) = (BufWriter::new(io::stdout().lock()), io::stderr().is_terminal());
-        Self { to, json, dry_run, watched, broken: None }
+        Self { to, json, dry_run, watched, flushed: Instant::now(), broken: None }
     }
 
     /// Says what happens.
@@ -88,9 +91,16 @@ impl Output {
             Event::Removed(removed) => self.removed(removed),
             Event::Failed { what, error } => self.failed(what, error),
         };
+        // Whoever kills it is to know what went until then.
+        let written = if self.flushed.elapsed() < FLUSH_EVERY { written } else { written.and(self.flush()) };
         if let Err(error) = written {
             self.broken.get_or_insert(error);
         }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.flushed = Instant::now();
+        self.to.flush()
     }
 
     fn removed(&mut self, removed: &Removed) -> io::Result<()> {

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::WRONG_USAGE;
 use super::removals::{self, Output};
 use super::tree::{self, Unusable};
+use super::{WRONG_USAGE, ending};
 use crate::logging;
+use crate::maintain::GcError;
 use crate::maintain::remove::{self, RemoveError, RemoveOptions};
-use crate::maintain::{GcError, Stop};
 use crate::oci::ImageName;
 use crate::store::{Store, StoreOptions};
 
@@ -22,7 +22,8 @@ use crate::store::{Store, StoreOptions};
 /// that nothing in any repository refers to then.
 ///
 /// Only what was pushed can be removed; what was fetched (DIR/cache) frees itself. Everything is looked at before anything is
-/// removed: what is not there, or cannot be read or understood, ends it. Exits with 1 if anything failed.
+/// removed: what is not there, or cannot be read or understood, ends it. Run by root, it goes on as the user to whom the
+/// directory belongs. Exits with 1 if anything failed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
@@ -86,9 +87,18 @@ impl Rm {
             let message = "nothing was pushed to this directory: it holds no local".to_owned();
             return removals::unusable(&Unusable::Missing(message));
         };
+        if !self.dry_run
+            && let Err(error) = tree::become_owner([&local].into_iter())
+        {
+            return removals::unusable(&error);
+        }
         let store = Store::over(local, StoreOptions::without_handles());
+        let stop = match ending::in_background() {
+            Ok(stop) => stop,
+            Err(error) => return removals::unusable(&Unusable::Missing(format!("cannot begin: {error}"))),
+        };
         let mut output = Output::new(self.json, self.dry_run);
-        let removing = || remove::run(&store, &options, &Stop::new(), &mut |event| output.event(&event));
+        let removing = || remove::run(&store, &options, &stop, &mut |event| output.event(&event));
         let removed = removals::in_turn(removing, |error| matches!(error, RemoveError::Gc(GcError::Busy)));
         if let Err(error @ RemoveError::Usage(_)) = &removed {
             eprintln!("spliceway: {error}");

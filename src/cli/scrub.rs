@@ -9,18 +9,17 @@ mod trees;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::process::{self, ExitCode};
+use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use clap::Args;
 use tokio::runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 
 use self::output::Output;
 use self::trees::Given;
-use super::WRONG_USAGE;
-use super::tree::Unusable;
+use super::tree::{self, Unusable};
+use super::{WRONG_USAGE, ending};
 use crate::logging;
 use crate::maintain::scrub::{Run, ScrubOptions};
 use crate::maintain::{Stop, repair};
@@ -39,7 +38,8 @@ const BLOCKING_THREADS_MAX: usize = 8;
 /// What was pushed and could not be had again stays in quarantine: it is told by every scrub until it is pushed again, a
 /// repair succeeds, or its file is removed from quarantine.
 ///
-/// Servers may run meanwhile; pages that they have in memory stay there. Exits with 0 if everything is right or is again,
+/// Servers may run meanwhile; pages that they have in memory stay there. Run by root, it goes on as the user to whom the
+/// directory belongs. Exits with 0 if everything is right or is again,
 /// 1 if something is corrupt, missing or could not be read.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -103,7 +103,11 @@ impl Scrub {
             upstream: self.upstream,
             repair: self.repair,
         };
-        let targets = match trees::targets(given) {
+        let meant = trees::targets(given).and_then(|targets| {
+            tree::become_owner(targets.iter().map(|target| target.store.layout()))?;
+            Ok(targets)
+        });
+        let targets = match meant {
             Ok(targets) => targets,
             Err(Unusable::Usage(message)) => {
                 eprintln!("spliceway: {message}");
@@ -134,9 +138,7 @@ fn scrub(targets: &[trees::Target], options: ScrubOptions, mut output: Output) -
     let runtime = building.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;
     let stop = Stop::new();
     LocalSet::new().block_on(&runtime, async {
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-        let [interrupt, terminate] = signals;
-        tokio::task::spawn_local(ending(interrupt?, terminate?, stop.clone()));
+        tokio::task::spawn_local(ending::on_signals(stop.clone())?);
         let mut right = true;
         for target in targets {
             if stop.is_set() {
@@ -159,18 +161,4 @@ fn scrub(targets: &[trees::Target], options: ScrubOptions, mut output: Output) -
         }
         Ok(right)
     })
-}
-
-/// The first signal ends the scrub between two pieces, a second one the process.
-async fn ending(mut interrupt: Signal, mut terminate: Signal, stop: Stop) {
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if stop.is_set() {
-            process::exit(1);
-        }
-        stop.stop();
-    }
 }

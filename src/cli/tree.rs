@@ -1,9 +1,14 @@
 //! Which directories a command is about: `--data`, `--local`, and the variables that stand for them.
 
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::process::geteuid;
 
 use super::path_variable;
 use crate::store::Layout;
+use crate::sys;
 
 /// Where a data directory is if nothing says so: as `serve` has it.
 const DATA_DEFAULT: &str = "./spliceway-data";
@@ -83,6 +88,34 @@ fn plain(directory: &Path) -> Result<Trees, Unusable> {
     Err(Unusable::Missing(format!("{shown} is no registry directory: there is no {PLAIN} in it")))
 }
 
+/// As root, makes the process one of the user to whom these trees belong, before anything in them is opened: a server of
+/// that user could not use what root makes in them, such as locks.
+pub(super) fn become_owner<'a>(trees: impl Iterator<Item = &'a Layout>) -> Result<(), Unusable> {
+    let mut first: Option<(&Path, Metadata)> = None;
+    for root in trees.map(Layout::root) {
+        let meta = fs::metadata(root);
+        let meta = meta.map_err(|error| Unusable::Missing(format!("{}: {error}", root.display())))?;
+        match &first {
+            None => first = Some((root, meta)),
+            Some((other, owned)) if geteuid().is_root() && owned.uid() != meta.uid() => {
+                let (root, other) = (root.display(), other.display());
+                let message =
+                    format!("{root} and {other} belong to different users: name one of them at a time");
+                return Err(Unusable::Missing(message));
+            }
+            Some(_) => {}
+        }
+    }
+    let Some((root, owned)) = first.filter(|(_, owned)| sys::is_anothers(owned)) else { return Ok(()) };
+    let (root, user, group) = (root.display(), owned.uid(), owned.gid());
+    tracing::debug!("{root} belongs to user {user} and group {group}: this goes on as these");
+    sys::become_owner(&owned).map_err(|error| {
+        Unusable::Missing(format!(
+            "{root} belongs to user {user}, and this cannot go on as that: {error}; run it so"
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,14 +124,14 @@ mod tests {
     fn directory_that_distribution_made_is_found_from_inside_with_the_locks_of_its_root() {
         let home = tempfile::tempdir().unwrap();
         let inside = home.path().join(PLAIN);
-        std::fs::create_dir_all(inside.join("blobs")).unwrap();
+        fs::create_dir_all(inside.join("blobs")).unwrap();
         for given in [home.path(), &inside] {
             let local = plain(given).unwrap().local.unwrap();
             assert_eq!(local.root(), home.path());
             assert_eq!(local.blobs(), inside.join("blobs"));
         }
         let elsewhere = home.path().join("elsewhere");
-        std::fs::create_dir_all(elsewhere.join("repositories")).unwrap();
+        fs::create_dir_all(elsewhere.join("repositories")).unwrap();
         assert_eq!(plain(&elsewhere).unwrap().local.unwrap().root(), elsewhere);
         assert!(matches!(plain(&home.path().join("docker")), Err(Unusable::Missing(_))));
     }
@@ -107,7 +140,7 @@ mod tests {
     fn data_directory_has_one_tree_at_least() {
         let home = tempfile::tempdir().unwrap();
         assert!(matches!(of_data(home.path()), Err(Unusable::Missing(_))));
-        std::fs::create_dir(home.path().join("cache")).unwrap();
+        fs::create_dir(home.path().join("cache")).unwrap();
         let trees = of_data(home.path()).unwrap();
         assert!(trees.local.is_none() && trees.cache.is_some());
     }

@@ -124,7 +124,7 @@ impl Checking<'_> {
             local_addrs: all(&local_addrs, |text| Address::parse(text, defaults))?,
             interval: self
                 .field("interval", raw.interval.take())
-                .duration(INTERVAL, Duration::from_secs(1)..=Duration::from_hours(24 * 365))?,
+                .duration(INTERVAL, Duration::from_secs(1)..=Duration::from_hours(8766))?,
             selection: self.selection(&mut raw)?,
             options: self.options(&mut raw)?,
             credentials,

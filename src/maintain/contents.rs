@@ -113,6 +113,10 @@ impl Contents {
             };
         };
         let manifest = stored.manifest;
+        // What an index lists without calling it a manifest is a blob like a layer (`BuildKit`'s caches).
+        let (children, blobs): (Vec<_>, Vec<_>) =
+            manifest.manifests.iter().partition(|child| is_manifest(child));
+        let blobs = manifest.config.iter().chain(&manifest.layers).chain(blobs);
         let atime = u64::try_from(stored.meta.atime()).unwrap_or(0);
         let revision = Revision {
             target: link.digest,
@@ -120,8 +124,8 @@ impl Contents {
             relied_on: stored.meta.modified().unwrap_or(link.modified),
             pulled: UNIX_EPOCH + Duration::from_secs(atime),
             subject: manifest.subject.map(|subject| subject.digest),
-            children: manifest.manifests.iter().map(|child| child.digest).collect(),
-            blobs: manifest.config.iter().chain(&manifest.layers).map(|blob| blob.digest).collect(),
+            children: children.into_iter().map(|child| child.digest).collect(),
+            blobs: blobs.map(|blob| blob.digest).collect(),
         };
         if let Some(subject) = revision.subject {
             self.referrers.entry(subject).or_default().push(place.digest);
@@ -183,7 +187,6 @@ impl Contents {
         tags: BTreeSet<Tag>,
         held: impl Fn(&'a Tagged) -> I,
     ) -> Choice {
-        let with_children = self.closure(asked_for, |_, revision| revision.children.clone());
         let candidates = self.closure(asked_for, |digest, revision| {
             let mut next = revision.children.clone();
             next.extend(self.referrers.get(digest).into_iter().flatten());
@@ -194,7 +197,7 @@ impl Contents {
         let other_tags = self.tags.iter().filter(|(tag, _)| !tags.contains(tag) && !about.contains(tag));
         let mut roots: Vec<_> = other_tags.flat_map(|(_, tagged)| held(tagged).copied()).collect();
         roots.extend(self.revisions.keys().filter(|digest| !candidates.contains(digest)));
-        let stays = self.staying(&roots, &tags, &with_children);
+        let stays = self.staying(&roots, &tags, &asked_for.iter().copied().collect());
         self.rest(&stays, tags)
     }
 

@@ -25,7 +25,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ use super::fingerprints::Fingerprints;
 use super::pins::Pins;
 use crate::metrics::{MaintenanceMetrics, Outcome};
 use crate::store::images::{self, ImageFile};
-use crate::store::ingest::lock_shard;
+use crate::store::ingest::{lock_shard, open_lock};
 use crate::store::recover::{self, FILL_AGE, Scanned};
 use crate::store::{Store, Stored};
 
@@ -417,7 +417,7 @@ impl Keeper {
 
     fn lock(&self) -> io::Result<Option<File>> {
         let path = self.store.layout().evict_lock();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let file = open_lock(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -128,6 +128,10 @@ impl Run<'_> {
             self.sweeper.phase("removing manifests");
         }
         plan::carry_out(&plans, &mut self.sweeper, self.stop)?;
+        if !self.sweeper.is_lasting {
+            // A power cut would bring back manifests whose blobs are gone.
+            return Ok(self.sweeper.total);
+        }
         if !self.options.dry_run {
             // What could not be removed counts.
             self.gone = Gone::default();
@@ -164,7 +168,7 @@ impl Run<'_> {
                 options.expire_manifests.is_some_and(|limit| age(from) > limit)
             };
             let choice = contents.expired(expired, options.untagged.then_some(&young));
-            let plan = Plan::new(repository, contents, &choice);
+            let plan = Plan::new(repository, contents, &choice).without_blobs();
             if !plan.is_empty() {
                 plan.note(&mut self.gone);
                 plans.push(plan);
@@ -265,7 +269,7 @@ fn sweep_leftovers(sweeper: &mut Sweeper<'_>) {
 }
 
 /// A clock that stepped back makes everything young.
-fn age(time: SystemTime) -> Duration {
+pub(super) fn age(time: SystemTime) -> Duration {
     SystemTime::now().duration_since(time).unwrap_or_default()
 }
 

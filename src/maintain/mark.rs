@@ -11,8 +11,9 @@
 //! **Memory.** The marked digests are kept as 64-bit fingerprints under a key that is chosen at random for each run: 8 bytes
 //! in a table that is between 7/16 and 7/8 full, so 10 to 21 bytes for each digest, half as much again while it grows. Two
 //! digests with one fingerprint only keep garbage until the next run, and nobody who pushes can choose them. The manifests
-//! that were read are kept whole (80 to 160 bytes each), since here a confusion would lose what a manifest names. There is
-//! no list of what could be removed: whoever sweeps walks over the blobs and asks.
+//! that were read are kept whole (80 to 160 bytes each), since here a confusion would lose what a manifest names. With
+//! 10,000 images of ten layers that makes 29 bytes for each of 120,000 digests. There is no list of what could be removed:
+//! whoever sweeps walks over the blobs and asks.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;

@@ -50,6 +50,15 @@ impl Plan {
         }
     }
 
+    /// The same for who sweeps blobs by other means: without what is known of them.
+    pub(super) fn without_blobs(mut self) -> Self {
+        self.kept_blobs = HashSet::new();
+        for (_, revision) in &mut self.revisions {
+            revision.blobs = Vec::new();
+        }
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.tags.is_empty() && self.revisions.is_empty()
     }
@@ -72,7 +81,12 @@ impl Plan {
         blobs.filter(|digest| !self.kept_blobs.contains(digest)).copied().collect()
     }
 
-    /// Removes the tags. What those lead to that could not be removed.
+    /// Whether a manifest that stays names this blob.
+    pub(super) fn keeps(&self, digest: &Digest) -> bool {
+        self.kept_blobs.contains(digest)
+    }
+
+    /// Removes the tags. What those lead to that could not be removed, or were set again meanwhile.
     fn remove_tags(&self, sweeper: &mut Sweeper<'_>) -> HashSet<Digest> {
         let mut stays = HashSet::new();
         for (tag, current) in &self.tags {

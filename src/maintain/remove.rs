@@ -10,9 +10,10 @@
 //!
 //! The blobs whose last reference this took away are freed at once, without a grace: that is for what no manifest has
 //! referred to yet. So a blob stays that somebody was promised after the removed manifests were pushed (it was mounted
-//! elsewhere, or a client that may push asked for it): garbage collection decides on it later. What somebody relies on
-//! since the look stays as well, with all that it needs; if that shows before anything was removed, the look is repeated.
-//! Why no push is broken by this is written down in `sweep`; what a crash leaves, too.
+//! elsewhere, or a client that may push asked for it): garbage collection decides on it later. The repository's link to it
+//! stays too, for the usual grace: what is promised will be named in a manifest of this repository, which is refused without
+//! the link. What somebody relies on since the look stays as well, with all that it needs; if that shows before anything was
+//! removed, the look is repeated. Why no push is broken by this is written down in `sweep`; what a crash leaves, too.
 //!
 //! **Runs at once** with servers on the tree; one at a time collects or removes (flock on `locks/gc`). A dry run makes the
 //! same plan, takes no lock and changes nothing. Blocks; asked to stop, it ends between two steps.
@@ -24,12 +25,12 @@ use std::time::SystemTime;
 
 use super::Stop;
 use super::contents::{Choice, Contents};
-use super::gc::UPLOAD_AGE;
+use super::gc::{GRACE, UPLOAD_AGE, age};
 use super::mark::{Gone, Marks};
 use super::plan::{self, Carried, Plan};
 use super::sweep::{Began, Collected, Event, GcError, Removed, Sweeper, hold, wait_for_others};
 use crate::oci::{Digest, ImageName, RepositoryName, Tag};
-use crate::store::sweeping::Stamp;
+use crate::store::sweeping::{Stamp, Stamped};
 use crate::store::walk::{self, Unknown, WalkError};
 use crate::store::{Layout, LinkKind, Store, StoredRepository};
 
@@ -204,9 +205,13 @@ impl Removal {
             if carried.kept.contains(digest) {
                 continue;
             }
-            // What somebody relies on since the look he will name in a manifest of this repository.
+            // What somebody was promised, or relies on since the look, he will name in a manifest of this repository.
+            let newest = carried.released.get(target).copied();
             sweeper.link(&self.repository, digest, target, |stamped| {
-                stamped.is_none_or(|stamped| stamped.at < began.at && !began.is_set_back())
+                stamped.is_none_or(|stamped| {
+                    let is_old = stamped.at < began.at && !began.is_set_back();
+                    is_old && !(is_promise(stamped, newest) && age(stamped.at) <= GRACE)
+                })
             });
         }
         Ok(())
@@ -218,10 +223,15 @@ impl Removal {
             if self.marks.has(digest) || carried.kept.contains(digest) {
                 continue;
             }
-            sweeper.blob(digest, |stamped| stamped.how == Stamp::Claimed || stamped.at <= *newest);
+            sweeper.blob(digest, |stamped| !is_promise(stamped, Some(*newest)));
         }
         Ok(())
     }
+}
+
+/// Whether somebody was promised a blob after the last of those manifests was pushed that named it and are removed.
+fn is_promise(stamped: Stamped, newest: Option<SystemTime>) -> bool {
+    stamped.how == Stamp::Promised && newest.is_none_or(|newest| stamped.at > newest)
 }
 
 /// The repository that is meant.
@@ -298,6 +308,7 @@ fn links(
     is_whole: bool,
 ) -> Result<BTreeMap<Digest, Digest>, WalkError> {
     let mut links = BTreeMap::new();
+    let own = |digest: &Digest| walk::link(&layout.link(repository, LinkKind::Layer, digest));
     if is_whole {
         walk::links(&layout.layers(repository), Unknown::Skipped, |place| -> Result<(), WalkError> {
             if let Some(link) = place.link()? {
@@ -307,8 +318,14 @@ fn links(
         })?;
     } else {
         for digest in plan.orphans() {
-            if let Some(link) = walk::link(&layout.link(repository, LinkKind::Layer, &digest))? {
-                links.insert(digest, link.digest);
+            let Some(link) = own(&digest)? else { continue };
+            links.insert(digest, link.digest);
+            // distribution links a blob that was pushed by another algorithm under its own name, too.
+            if link.digest != digest
+                && !plan.keeps(&link.digest)
+                && let Some(second) = own(&link.digest)?
+            {
+                links.insert(link.digest, second.digest);
             }
         }
     }

@@ -169,7 +169,7 @@ pub async fn scrub(
     report: &mut dyn FnMut(Step),
 ) -> Result<Mended, ScrubError> {
     let mut job = Job { store, tree, sources, report, mended: Mended::default() };
-    let unread = if tree == Tree::Local { job.missing().await } else { 0 };
+    let unread = if tree == Tree::Local { job.missing(stop).await } else { 0 };
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     let scrubbing = tokio::task::spawn_blocking({
         let (store, stop) = (Arc::clone(store), stop.clone());
@@ -184,7 +184,7 @@ pub async fn scrub(
         }
     });
     while let Some(event) = events.recv().await {
-        job.heard(event).await;
+        job.heard(event, stop).await;
     }
     let scrubbed = scrubbing.await.unwrap_or_else(|panic| {
         let (path, error) = (store.layout().root().to_owned(), io::Error::other(panic));
@@ -204,13 +204,14 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    async fn heard(&mut self, event: Event) {
+    async fn heard(&mut self, event: Event, stop: &Stop) {
         let found = match &event {
             Event::Found(Finding { digest, outcome: Outcome::SetAside(_), .. }) => Some(*digest),
             _ => None,
         };
         (self.report)(Step::Scrub(event));
-        match (found, self.sources) {
+        // What is in quarantine is repaired by the next scrub.
+        match (found, self.sources.filter(|_| !stop.is_set())) {
             (Some(digest), Some(sources)) => self.repair(sources, &digest).await,
             (Some(_), None) => self.mended.unrepaired += 1,
             (None, _) => {}
@@ -218,7 +219,7 @@ impl Job<'_> {
     }
 
     /// What earlier scrubs set aside. How many directories could not be read.
-    async fn missing(&mut self) -> u64 {
+    async fn missing(&mut self, stop: &Stop) -> u64 {
         let missing = match self.store.blocking(|store| quarantine::missing(store.layout())).await {
             Ok(missing) => missing,
             Err(error) => {
@@ -228,6 +229,9 @@ impl Job<'_> {
             }
         };
         for digest in missing {
+            if stop.is_set() {
+                break;
+            }
             // What cannot be told counts as needed.
             if holders_of(self.store, &digest).await.is_ok_and(|holders| holders.is_empty()) {
                 continue;

@@ -13,7 +13,7 @@
 //! schedule ends jobs at their next step.
 
 use std::error::Error;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Stop;
 use crate::metrics::{MaintenanceMetrics, Outcome};
+use crate::store::ingest::open_lock;
 use crate::store::{Store, on_store_thread};
 
 /// Jobs that run at once; others wait.
@@ -234,7 +235,7 @@ fn ran_last(lock: &Path) -> io::Result<Option<SystemTime>> {
     if let Some(locks) = lock.parent() {
         fs::create_dir_all(locks)?;
     }
-    Ok(Some(open(lock)?.metadata()?.modified()?))
+    Ok(Some(open_lock(lock)?.metadata()?.modified()?))
 }
 
 /// Runs the job once. In how long it is due again.
@@ -273,7 +274,7 @@ async fn attempt(job: &Job, stop: &Stop) -> Duration {
         }
     }
     let path = job.lock.clone();
-    if let Err(error) = on_store_thread(move || open(&path)?.set_modified(SystemTime::now())).await {
+    if let Err(error) = on_store_thread(move || open_lock(&path)?.set_modified(SystemTime::now())).await {
         cannot_note(job, &error);
     }
     job.every
@@ -293,12 +294,8 @@ fn cannot_note(job: &Job, error: &io::Error) {
     );
 }
 
-fn open(lock: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).open(lock)
-}
-
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = open(path)?;
+    let file = open_lock(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

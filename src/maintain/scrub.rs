@@ -28,7 +28,7 @@ mod pace;
 mod progress;
 mod reader;
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ use self::reader::{Reader, Reading, is_signed};
 use super::Stop;
 use crate::oci::{Algorithm, Digest};
 use crate::store::Store;
+use crate::store::ingest::open_lock;
 use crate::store::quarantine::{self, FileIdentity};
 use crate::sys::uncached::{Uncached, Way};
 
@@ -482,7 +483,7 @@ fn lock(store: &Store) -> Result<File, ScrubError> {
     let path = store.layout().job_lock("scrub");
     let locked = || {
         fs::create_dir_all(store.layout().locks())?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+        let file = open_lock(&path)?;
         Ok(file.try_lock().map(|()| file))
     };
     match locked() {

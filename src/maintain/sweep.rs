@@ -27,7 +27,8 @@
 //!   client take longer, its PUT is refused as any that names an unknown blob, and it can push again.
 //! - *PUT of an index* stamps the manifests that it names. A manifest is removed from a repository under its lock, and only
 //!   if its stamp is older than the beginning; what it names stays then, too.
-//! - *A tag* is set while its manifest's lock is held, which is stamped before: nothing else needs to be looked at again.
+//! - *A tag* is set while its manifest's lock is held, which is stamped before. So a tag is removed under that lock, and only
+//!   if the manifest's stamp is older than the beginning: the manifest may have been pushed again under the same tag.
 //! - *The clock is set back* while this runs: stamps of now could look old. The clock is compared with one that cannot be
 //!   set, and nothing is removed from then on.
 //!
@@ -37,7 +38,7 @@
 //! goes. So a crash leaves garbage for the next run, and never a tag or a manifest that leads to nothing.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Stop;
 use crate::oci::{Digest, Tag};
+use crate::store::ingest::open_lock;
 use crate::store::upload::UploadId;
 use crate::store::walk::WalkError;
 use crate::store::{Layout, LinkKind, Store, StoredRepository, sweeping};
@@ -212,7 +214,7 @@ pub(super) fn hold(layout: &Layout) -> Result<File, GcError> {
     let path = layout.gc_lock();
     let failed = |cause| GcError::Lock { path: path.clone(), cause };
     fs::create_dir_all(layout.locks()).map_err(failed)?;
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let file = open_lock(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(GcError::Busy),
@@ -245,6 +247,8 @@ pub(super) struct Sweeper<'a> {
     pub(super) dry_run: bool,
     pub(super) began: Began,
     pub(super) total: Collected,
+    /// Whether all that went reached the disk when it had to: if not, nothing that depends on it may follow.
+    pub(super) is_lasting: bool,
     /// The directories of what went, if somebody wants to know.
     pub(super) places: Option<HashSet<PathBuf>>,
     report: &'a mut dyn FnMut(Event),
@@ -257,7 +261,7 @@ impl<'a> Sweeper<'a> {
         began: Began,
         report: &'a mut dyn FnMut(Event),
     ) -> Self {
-        Self { store, dry_run, began, total: Collected::default(), places: None, report }
+        Self { store, dry_run, began, total: Collected::default(), is_lasting: true, places: None, report }
     }
 
     pub(super) fn phase(&mut self, what: &'static str) {
@@ -345,19 +349,31 @@ impl<'a> Sweeper<'a> {
         match sweeping::sync_directories(directories) {
             Ok(()) => true,
             Err(error) => {
+                self.is_lasting = false;
                 self.failed(Removed::Directory(self.layout().repositories()), error);
                 false
             }
         }
     }
 
-    /// Removes a tag if it still points at `digest`. Says whether the tag is as it should be afterwards: gone, or moved
-    /// by somebody else. It lasts once the directory of the tags is synced.
+    /// Removes a tag if it still points at `digest`, unless somebody relies on that manifest since the beginning. Says
+    /// whether the tag is as it should be afterwards: gone, or moved by somebody else. It lasts once the directory of the
+    /// tags is synced.
     pub(super) fn tag(&mut self, repository: &StoredRepository, tag: &Tag, digest: &Digest) -> bool {
-        let taken = if self.dry_run { Ok(true) } else { sweeping::tag(self.store, repository, tag, digest) };
+        let began = self.began;
+        let is_old = |stamped: sweeping::Stamped| stamped.at < began.at && !began.is_set_back();
+        let taken = if self.dry_run {
+            Ok(sweeping::Taken::Yes)
+        } else {
+            sweeping::tag(self.store, repository, tag, digest, is_old)
+        };
         match taken {
-            Ok(true) => self.gone(Removed::Tag(repository.clone(), tag.clone())),
-            Ok(false) => {}
+            Ok(sweeping::Taken::Yes) => self.gone(Removed::Tag(repository.clone(), tag.clone())),
+            Ok(sweeping::Taken::Absent) => {}
+            Ok(sweeping::Taken::Refused) => {
+                tracing::info!(%repository, %tag, "a tag is kept: what it points at was pushed again meanwhile");
+                return false;
+            }
             Err(error) => {
                 self.failed(Removed::Tag(repository.clone(), tag.clone()), error);
                 return false;

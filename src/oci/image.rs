@@ -1,6 +1,7 @@
 //! What a person calls an image: `[host[:port]/]repository[:tag][@digest]`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use super::digest::{Digest, InvalidDigest};
@@ -68,13 +69,25 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// Whether the first part of a name is a host: as docker tells, by a dot, a port, or its being this machine.
+/// Whether the first part of a name is a host: as docker tells, by a dot, a port, or its being this machine. `..` and the
+/// like are no host's name.
 fn is_host(part: &str) -> bool {
-    match part.rsplit_once(':') {
-        Some((_, port)) if !part.ends_with(']') => port.parse::<u16>().is_ok(),
-        Some(_) => true,
-        None => part.contains('.') || part == "localhost",
+    let (host, has_port) = match part.rsplit_once(':') {
+        Some((host, port)) if !part.ends_with(']') => match port.parse::<u16>() {
+            Ok(_) => (host, true),
+            Err(_) => return false,
+        },
+        _ => (part, false),
+    };
+    if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return address.parse::<Ipv6Addr>().is_ok();
     }
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        let is_inner = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        bytes.iter().all(is_inner) && !bytes.is_empty() && bytes[0] != b'-'
+    };
+    (has_port || host.contains('.') || host == "localhost") && host.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -107,6 +120,11 @@ mod tests {
             assert_eq!(image.to_string(), text);
         }
         for bad in [
+            "../a",
+            "./a",
+            "-/a",
+            ".:5000/a",
+            "[x]:5000/a",
             "",
             "/",
             "a/",

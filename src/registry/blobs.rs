@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -113,7 +113,16 @@ impl Registry {
             Ok(promised) => promised,
             Err(error) => {
                 // A push would fail in the same way, and says so; who only wants to know is answered.
-                tracing::warn!(%digest, %repository, %error, "cannot renew the age of a blob that a client may count on");
+                static TOLD: AtomicBool = AtomicBool::new(false);
+                // In a directory of another user it is so for every blob.
+                if TOLD.swap(true, Ordering::Relaxed) {
+                    tracing::debug!(%digest, %repository, %error, "cannot renew a blob's age");
+                } else {
+                    tracing::warn!(
+                        %digest, %repository, %error,
+                        "cannot renew the age of a blob that a client may count on (from now on this is told at -v only)"
+                    );
+                }
                 true
             }
         }

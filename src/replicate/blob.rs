@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
                 }
             }
             Kind::Tree(store) => {
-                let failed = |error| CopyError::disk("link a blob", error);
+                let failed = |error| self.target.disk("link a blob", error);
                 let is_held = store.blob(&self.files, digest).await.map_err(failed)?.is_some();
                 if !is_held || !self.belongs(job, digest).await {
                     return Ok(Way::Copy(None));

@@ -12,8 +12,8 @@ use super::target::Put;
 use crate::oci::Digest;
 use crate::store::LinkKind;
 
-/// How often an image's blobs are looked at again because the target had lost one in the meantime.
-const ROUNDS: usize = 3;
+/// How often an image is looked at because the target had lost something of it in the meantime.
+const ROUNDS: u32 = 5;
 /// Blobs of one image that are looked at; of these the run's bound decides how many are under way.
 const BLOBS_AT_ONCE: usize = 16;
 
@@ -29,11 +29,11 @@ pub(super) struct Copied {
 impl<'a> Run<'a> {
     /// Copies an image. After a failure the target has some of its blobs, perhaps some of its children, and not the image.
     pub(super) async fn copy(&self, job: &Job<'_, 'a>) -> Result<Copied, CopyError> {
-        let mut bytes = 0;
-        for round in 0..ROUNDS {
-            let plan = self.plan(job, round == 0).await?;
+        let (mut bytes, mut refusal) = (0, String::new());
+        for round in 1..=ROUNDS {
+            let plan = self.plan(job, round == 1).await?;
             let root = plan.root()?.digest;
-            if round == 0 {
+            if round == 1 {
                 self.tally.count(|summary| summary.blobs_foreign += plan.foreign);
                 self.tell(Event::ImageStarted {
                     image: job.image.clone(),
@@ -44,24 +44,26 @@ impl<'a> Run<'a> {
                 });
             }
             bytes += self.copy_blobs(job, &plan).await?;
-            if self.options.dry_run || self.push(job, &plan).await? {
+            let missing = if self.options.dry_run { None } else { self.push(job, &plan).await? };
+            let Some(missing) = missing else {
                 return Ok(Copied { digest: root, digests: plan.digests, bytes });
-            }
+            };
             if plan.is_sparse && !self.target.takes_sparse_indexes() {
                 return Err(CopyError::Unfit(format!(
                     "the target refuses an index without all of its children: select all platforms of {}",
                     job.image
                 )));
             }
-            tracing::debug!(image = %job.image, "the target lacks something that it had: looking again");
+            refusal.clone_from(&missing);
             for blob in &plan.blobs {
                 self.places.forget(&blob.digest);
             }
+            if round < ROUNDS {
+                self.look_again(job.image, missing, round).await?;
+            }
         }
-        Err(CopyError::Unfit(
-            "the target says each time that it lacks blobs which it was given: is garbage being collected?"
-                .to_owned(),
-        ))
+        let said = format!("the target refused it {ROUNDS} times though it was given all: {refusal}");
+        Err(CopyError::Unfit(said))
     }
 
     /// Has the target's repository have all blobs. The bytes that were moved.
@@ -93,8 +95,8 @@ impl<'a> Run<'a> {
         first.map_or(Ok(bytes), Err)
     }
 
-    /// Pushes the manifests. `false`: the target lacks something that they need.
-    async fn push(&self, job: &Job<'_, 'a>, plan: &Plan<'a>) -> Result<bool, CopyError> {
+    /// Pushes the manifests. What the target said, if it lacks something that they need.
+    async fn push(&self, job: &Job<'_, 'a>, plan: &Plan<'a>) -> Result<Option<String>, CopyError> {
         let last = plan.nodes.len().saturating_sub(1);
         for (at, node) in plan.nodes.iter().enumerate() {
             let tag = job.tag.filter(|_| at == last);
@@ -115,9 +117,9 @@ impl<'a> Run<'a> {
                         self.list_as_referrer(job, node).await?;
                     }
                 }
-                Put::Missing => return Ok(false),
+                Put::Missing(what) => return Ok(Some(what)),
             }
         }
-        Ok(true)
+        Ok(None)
     }
 }

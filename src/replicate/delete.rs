@@ -1,8 +1,9 @@
 //! Tags that no source has any more, taken from the target.
 //!
-//! Nothing is removed unless every source gave all its lists, and nothing of a repository for which they were empty: a
-//! source that lost its storage looks like one whose images were deleted. If there is more to remove than was allowed,
-//! nothing is.
+//! Nothing is removed unless every source gave all its lists, and nothing of a repository for which they were empty or that
+//! would be left without a tag: a source that lost its storage looks like one whose images were deleted. If there is more to
+//! remove than was allowed, nothing is; nor if anything of the same run failed, since what is to be removed may be the last
+//! thing to be had in place of what could not be copied.
 //!
 //! distribution 2.8 removes no tag, only a manifest with all its tags. That is done only if nothing else in the repository
 //! needs the manifest: no other tag points at it, and no index that a tag points at, however deep, contains it.
@@ -25,6 +26,13 @@ impl Run<'_> {
     pub(super) async fn delete_superfluous(&self) {
         let superfluous = self.superfluous.take();
         let Some(max) = self.options.delete_max else { return };
+        if superfluous.is_empty() || self.stop.is_requested() {
+            return;
+        }
+        if self.tally.has_failures() {
+            let why = format!("not everything could be copied: none of {} is", superfluous.len());
+            return self.failed(&"removing tags", &why);
+        }
         if superfluous.len() > max {
             let shown: Vec<_> = superfluous.iter().take(3).map(ToString::to_string).collect();
             let why = format!(
@@ -59,7 +67,7 @@ impl Run<'_> {
         match &self.target.kind {
             Kind::Tree(store) => {
                 let removed = store.remove_tag(&StoredRepository::local(&image.repository), tag).await;
-                removed.map(|_| ()).map_err(|error| CopyError::disk("remove a tag", error))
+                removed.map(|_| ()).map_err(|error| self.target.disk("remove a tag", error))
             }
             Kind::Registry { upstream, .. } => {
                 match upstream.delete_manifest(&image.repository, &image.reference).await {

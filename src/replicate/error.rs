@@ -22,8 +22,8 @@ pub(super) enum CopyError {
     #[error("target {0}")]
     Target(UpstreamError),
     /// The target's disk did not take it.
-    #[error("target: {what}: {cause}")]
-    Disk { what: &'static str, cause: Arc<io::Error> },
+    #[error("target {target}: {what}: {cause}")]
+    Disk { target: String, what: &'static str, cause: Arc<io::Error> },
     /// It is nothing that can be copied, whoever has it.
     #[error("{0}")]
     Unfit(String),
@@ -33,10 +33,6 @@ pub(super) enum CopyError {
 }
 
 impl CopyError {
-    pub(super) fn disk(what: &'static str, cause: io::Error) -> Self {
-        Self::Disk { what, cause: Arc::new(cause) }
-    }
-
     /// What a registry said.
     pub(super) fn upstream(&self) -> Option<&UpstreamError> {
         match self {

@@ -198,17 +198,14 @@ impl Finders {
         let mut seen = HashSet::new();
         let all: Vec<_> = self.watched.iter().flat_map(|watched| &watched.known).cloned().collect();
         let mut all: Vec<_> = all.into_iter().filter(|address| seen.insert(address.clone())).collect();
+        let mut failures: Vec<_> = self.watched.iter().filter_map(Watched::failure).collect();
         if all.len() > FOUND_MAX {
-            tracing::warn!(target: TARGET,
-                found = all.len(),
-                most = FOUND_MAX,
-                "too many sources: the last ones are left out"
-            );
+            let why = format!("{} were found: those after the first {FOUND_MAX} are left out", all.len());
+            failures.push(FinderFailure { finder: "sources".to_owned(), why, is_bridged: false });
             all.truncate(FOUND_MAX);
         }
         let found_all = all.len();
         let sources = self.locals.without(all).await;
-        let failures = self.watched.iter().filter_map(Watched::failure).collect();
         let found = Found { has_local: sources.len() < found_all, failures, sources };
         let none = Vec::new();
         if self.last.as_ref().map_or(&none, |last| &last.sources) != &found.sources {
@@ -274,6 +271,8 @@ mod tests {
 
     use super::*;
 
+    /// A name that no resolver needs to ask anybody about: its label is too long.
+    const UNKNOWN: &str = "a-name-that-is-longer-than-any-label-of-the-domain-name-system-may-be.example";
     const DEFAULTS: Defaults = Defaults { scheme: Some(Scheme::Http), port: 5000 };
 
     fn finder(text: &str) -> Finder {
@@ -349,7 +348,7 @@ mod tests {
         let tls = Defaults { scheme: Some(Scheme::Https), port: 5000 };
         let found = Finders::new(service(), tls, Locals::default()).refresh().await;
         assert_eq!(names(&found), ["localhost:5001"]);
-        let missing = vec![finder("service:does-not-exist.invalid")];
+        let missing = vec![finder(&format!("service:{UNKNOWN}"))];
         let found = Finders::new(missing, DEFAULTS, Locals::default()).refresh().await;
         assert!(found.sources.is_empty() && found.failures.len() == 1, "{found:?}");
     }

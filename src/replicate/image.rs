@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
     }
 
     /// The children of an index that are selected by their platform; an attestation goes with the child that it is about.
-    fn chosen(&self, manifest: &Manifest) -> Vec<Digest> {
+    pub(super) fn chosen(&self, manifest: &Manifest) -> Vec<Digest> {
         if manifest.kind == Kind::Image || !self.selection.has_platforms() {
             return manifest.manifests.iter().map(|child| child.digest).collect();
         }

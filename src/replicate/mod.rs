@@ -127,8 +127,17 @@ impl Replicator {
     /// The sources are replicas of one master, in the order of trust: for each tag the first that has it decides what it
     /// is, and the others are asked for what the first ones do not have, or fail to give.
     ///
+    /// `before` is what failed on the way to the sources, which was told already: it counts as this run's, and for as long
+    /// as there is any nothing is removed, since a source that is not among `sources` may have it.
+    ///
     /// To be called on a current-thread runtime with I/O and timers. Dropping the call is like [`Stop::at_once`].
-    pub async fn run(&self, sources: &[Arc<Source>], stop: &Stop, events: &dyn Fn(Event)) -> Summary {
-        run::run(self, sources, stop, events).await
+    pub async fn run(
+        &self,
+        sources: &[Arc<Source>],
+        before: &[Failure],
+        stop: &Stop,
+        events: &dyn Fn(Event),
+    ) -> Summary {
+        run::run(self, sources, before, stop, events).await
     }
 }

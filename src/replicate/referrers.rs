@@ -1,5 +1,9 @@
 //! What refers to an image: signatures, attestations, SBOMs, found by the source's list of referrers.
 //!
+//! They come and go while the image stays as it is, and one that could not be copied is missing beside an image that is
+//! whole. So each run asks for those of every manifest, of an index's children and of referrers too, whether anything was
+//! copied or not.
+//!
 //! Where a source has no such list, the fallback tags of its clients are copied as tags are (see `repository`). Where the
 //! target has none, the fallback tag is kept here, as the specification asks of clients (OCI distribution spec 1.1,
 //! "Pushing Manifests with Subject").
@@ -18,32 +22,56 @@ use super::image::{Job, Node};
 use super::run::Run;
 use super::source::Source;
 use super::target::fallback_tag;
-use crate::oci::{Digest, Reference, RepositoryName, media_type};
+use crate::oci::media_type::{DOCKER_LIST, OCI_INDEX};
+use crate::oci::{Digest, Manifest, Reference, RepositoryName};
 
 /// How far referrers of referrers are followed; that there are more is a failure.
 const DEPTH_MAX: usize = 8;
-/// Lists of which it is remembered that they were equal: 50,000 take about 10 MiB.
+/// Lists of which it is remembered that they were equal: 50,000 take about 15 MiB.
 const EQUAL_MAX: usize = 50_000;
+/// Indexes of which it is remembered what they contain: 10,000 of ten take about 10 MiB.
+const DESCENDANTS_MAX: usize = 10_000;
+/// Indexes in one image of which it is looked at what they contain.
+const INDEXES_MAX: usize = 100;
 
-/// The lists of referrers that the target was seen to have all of.
+/// A manifest in a repository: what refers to it in another one is another list.
+type Place = (RepositoryName, Digest);
+
+/// What the target was seen to have, so that later runs need not ask it again.
 #[derive(Debug, Default)]
-pub(super) struct Equal(RefCell<HashMap<Digest, BTreeSet<Digest>>>);
+pub(super) struct Equal {
+    /// The lists of referrers of which it has all.
+    lists: RefCell<HashMap<Place, BTreeSet<Digest>>>,
+    /// What its indexes contain, which never changes.
+    descendants: RefCell<HashMap<Place, Vec<Digest>>>,
+}
 
 impl Equal {
-    fn has(&self, subject: &Digest, listed: &BTreeSet<Digest>) -> bool {
-        self.0.borrow().get(subject).is_some_and(|known| known == listed)
+    fn descendants(&self, index: &Place) -> Option<Vec<Digest>> {
+        self.descendants.borrow().get(index).cloned()
     }
 
-    fn note(&self, subject: &Digest, listed: BTreeSet<Digest>) {
-        let mut known = self.0.borrow_mut();
-        if known.len() < EQUAL_MAX || known.contains_key(subject) {
-            known.insert(*subject, listed);
+    fn note_descendants(&self, index: Place, found: &[Digest]) {
+        let mut known = self.descendants.borrow_mut();
+        if known.len() < DESCENDANTS_MAX {
+            known.insert(index, found.to_vec());
+        }
+    }
+
+    fn has(&self, place: &Place, listed: &BTreeSet<Digest>) -> bool {
+        self.lists.borrow().get(place).is_some_and(|known| known == listed)
+    }
+
+    fn note(&self, place: Place, listed: BTreeSet<Digest>) {
+        let mut known = self.lists.borrow_mut();
+        if known.len() < EQUAL_MAX || known.contains_key(&place) {
+            known.insert(place, listed);
         }
     }
 
     /// Something else was written over what the target had.
-    fn forget(&self, subject: &Digest) {
-        self.0.borrow_mut().remove(subject);
+    fn forget(&self, place: &Place) {
+        self.lists.borrow_mut().remove(place);
     }
 }
 
@@ -66,27 +94,34 @@ impl<'a> Run<'a> {
             Err(error) if error.is_stop() => return,
             Err(error) => return self.failed(&format!("the referrers of {image}"), &error),
         };
-        if depth == 0 && self.equal.has(subject, &listed) {
-            return;
-        }
+        let place = ((**repository).clone(), *subject);
         if depth >= DEPTH_MAX {
             let why = format!("they refer to each other more than {DEPTH_MAX} deep: the rest is left out");
             return self.failed(&format!("the referrers of {image}"), &why);
         }
-        let asking = self.retrying(&image, &self.target.health, async || {
-            self.target.referrers(&self.files, repository, subject).await
-        });
-        let there: HashSet<Digest> = match asking.await {
-            Ok(there) => there.into_iter().collect(),
-            Err(error) if error.is_stop() => return,
-            Err(error) => return self.failed(&format!("the referrers of {image}"), &error),
+        let there: HashSet<Digest> = if self.equal.has(&place, &listed) {
+            listed.iter().copied().collect()
+        } else {
+            let asking = self.retrying(&image, &self.target.health, async || {
+                self.target.referrers(&self.files, repository, subject).await
+            });
+            match asking.await {
+                Ok(there) => there.into_iter().collect(),
+                Err(error) if error.is_stop() => return,
+                Err(error) => return self.failed(&format!("the referrers of {image}"), &error),
+            }
         };
         let mut is_equal = true;
-        for referrer in listed.iter().filter(|referrer| !there.contains(referrer)) {
-            is_equal &= self.referrer(repository, referrer, holders, depth).await;
+        for referrer in &listed {
+            if there.contains(referrer) {
+                // What refers to it may have come since, or have failed when it was copied.
+                self.deeper(repository, referrer, holders, depth).await;
+            } else {
+                is_equal &= self.referrer(repository, referrer, holders, depth).await;
+            }
         }
         if is_equal && !self.options.dry_run {
-            self.equal.note(subject, listed);
+            self.equal.note(place, listed);
         }
     }
 
@@ -107,7 +142,7 @@ impl<'a> Run<'a> {
                     source.lists_no_referrers();
                     Ok(Vec::new())
                 }
-                listed => listed.map_err(CopyError::Source),
+                listed => listed.inspect(|_| source.lists_referrers()).map_err(CopyError::Source),
             }
         });
         let (listed, _) = asking.await?;
@@ -142,10 +177,7 @@ impl<'a> Run<'a> {
                     bytes: copied.bytes,
                     elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 });
-                // In a box, because the future would contain itself.
-                let deeper: Pin<Box<dyn Future<Output = ()> + '_>> =
-                    Box::pin(self.referrers_of(repository, digest, holders, depth + 1));
-                deeper.await;
+                self.deeper(repository, digest, holders, depth).await;
                 true
             }
             Err(error) => {
@@ -157,12 +189,59 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// What refers to one that refers. In a box, because the future would contain itself.
+    fn deeper<'s>(
+        &'s self,
+        repository: &'s Rc<RepositoryName>,
+        digest: &'s Digest,
+        holders: &'s [&'a Source],
+        depth: usize,
+    ) -> Pin<Box<dyn Future<Output = ()> + 's>> {
+        Box::pin(self.referrers_of(repository, digest, holders, depth + 1))
+    }
+
+    /// What an index that the target has contains, as far as it is selected, however deep.
+    pub(super) async fn descendants(
+        &self,
+        repository: &RepositoryName,
+        index: &Digest,
+    ) -> Result<Vec<Digest>, CopyError> {
+        let place = (repository.clone(), *index);
+        if let Some(known) = self.equal.descendants(&place) {
+            return Ok(known);
+        }
+        let (mut found, mut next, mut looked_at) = (Vec::new(), vec![*index], 0);
+        while let Some(digest) = next.pop() {
+            looked_at += 1;
+            if looked_at > INDEXES_MAX {
+                return Err(CopyError::Unfit(format!("it consists of more than {INDEXES_MAX} indexes")));
+            }
+            let reference = Reference::Digest(digest);
+            let image = ImageName { repository: repository.clone(), reference: reference.clone() };
+            let asking = self.retrying(&image, &self.target.health, async || {
+                self.target.manifest(&self.files, repository, &reference).await
+            });
+            let Some((bytes, media_type)) = asking.await? else { continue };
+            // What cannot be read has been copied as it is.
+            let Ok(manifest) = Manifest::parse(&bytes, media_type.as_deref()) else { continue };
+            let indexes = manifest.manifests.iter().filter(|child| {
+                child.media_type.as_deref().is_some_and(|kind| matches!(kind, OCI_INDEX | DOCKER_LIST))
+            });
+            let indexes: HashSet<Digest> = indexes.map(|child| child.digest).collect();
+            let chosen = self.chosen(&manifest);
+            next.extend(chosen.iter().filter(|child| indexes.contains(child)));
+            found.extend(chosen);
+        }
+        self.equal.note_descendants(place, &found);
+        Ok(found)
+    }
+
     /// Adds a manifest to the fallback list of its subject, at a target that keeps no list of its own.
     pub(super) async fn list_as_referrer(&self, job: &Job<'_, 'a>, node: &Node) -> Result<(), CopyError> {
         let Some(subject) = &node.subject else { return Ok(()) };
         if job.tag.is_some() && job.tag == fallback_tag(subject).as_ref() {
             // The list itself is what is being copied.
-            self.equal.forget(subject);
+            self.equal.forget(&((**job.repository).clone(), *subject));
             return Ok(());
         }
         let _flight = self.fallbacks.enter(subject).await;
@@ -172,8 +251,7 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             listed.push(node.described.clone());
-            let index =
-                json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": listed });
+            let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed });
             let index = serde_json::to_vec(&index).unwrap_or_default();
             self.target.put_fallback(job.repository, subject, index.into()).await
         })

@@ -51,16 +51,15 @@ impl fmt::Debug for Replication {
 /// How the last run went.
 #[derive(Clone, Debug, Default)]
 pub struct Ended {
-    /// The run; `None` if it was told to stop before.
+    /// The run; `None` if it was told to stop before. Finders that failed are among its failures, and sources that cannot be
+    /// spoken to.
     pub summary: Option<Summary>,
-    /// What failed before the run and is not in the summary: finders, and sources that cannot be spoken to.
-    pub failures: Vec<Failure>,
 }
 
 impl Ended {
     /// Whether everything that was to be there is there.
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty() && self.summary.as_ref().is_some_and(Summary::is_complete)
+        self.summary.as_ref().is_some_and(Summary::is_complete)
     }
 }
 
@@ -134,26 +133,24 @@ impl Sources {
         stop: &Stop,
         events: &dyn Fn(Event),
     ) -> Ended {
-        let mut failures = Vec::new();
-        for failed in &found.failures {
-            let failure = Failure { what: failed.finder.clone(), why: failed.why.clone() };
-            // What is bridged the finder has told itself.
-            failures.push((failure, !failed.is_bridged));
-        }
+        // What is bridged the finder has told itself; what it knows is asked all the same.
+        let failed = found.failures.iter().filter(|failed| !failed.is_bridged);
+        let failed = failed.map(|failed| Failure { what: failed.finder.clone(), why: failed.why.clone() });
+        let mut failures: Vec<_> = failed.collect();
         self.known.retain(|address, _| found.sources.contains(address));
         let mut sources = Vec::with_capacity(found.sources.len());
         for address in &found.sources {
             match self.source(address) {
                 Ok(source) => sources.push(source),
                 Err(error) => {
-                    failures.push((Failure { what: address.to_string(), why: error.to_string() }, true));
+                    failures.push(Failure { what: address.to_string(), why: error.to_string() });
                 }
             }
         }
         if sources.is_empty() && failures.is_empty() && !found.has_local {
-            failures.push((Failure { what: "sources".to_owned(), why: "none was found".to_owned() }, true));
+            failures.push(Failure { what: "sources".to_owned(), why: "none was found".to_owned() });
         }
-        let failures = self.tell(failures, events);
+        self.tell(&failures, events);
         if sources.is_empty() {
             if failures.is_empty() {
                 tracing::info!(
@@ -165,21 +162,18 @@ impl Sources {
             let failures_total = failures.len() as u64;
             let summary = Summary { failures_total, failures, ..Summary::default() };
             events(Event::RunDone(summary.clone()));
-            return Ended { summary: Some(summary), failures: Vec::new() };
+            return Ended { summary: Some(summary) };
         }
-        let summary = replicator.run(&sources, stop, events).await;
-        Ended { summary: Some(summary), failures }
+        let summary = replicator.run(&sources, &failures, stop, events).await;
+        Ended { summary: Some(summary) }
     }
 
-    /// Tells the failures that are to be told and were not there at the last run.
-    fn tell(&mut self, failures: Vec<(Failure, bool)>, events: &dyn Fn(Event)) -> Vec<Failure> {
-        for (failure, is_to_tell) in &failures {
-            if *is_to_tell && !self.told.contains(failure) {
-                events(Event::Failed(failure.clone()));
-            }
+    /// Tells the failures that were not there at the last run.
+    fn tell(&mut self, failures: &[Failure], events: &dyn Fn(Event)) {
+        for failure in failures.iter().filter(|failure| !self.told.contains(failure)) {
+            events(Event::Failed(failure.clone()));
         }
-        self.told = failures.into_iter().map(|(failure, _)| failure).collect();
-        self.told.clone()
+        self.told = failures.to_vec();
     }
 
     fn source(&mut self, address: &Address) -> Result<Arc<Source>, UpstreamConfigError> {

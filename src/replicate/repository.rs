@@ -11,9 +11,10 @@ use super::error::CopyError;
 use super::event::{Event, ImageName, ImageOutcome};
 use super::image::Job;
 use super::run::Run;
+use super::select::belongs_to_digest;
 use super::source::{Holders, Source};
 use super::target::fallback_tag;
-use crate::oci::media_type::DOCKER_SCHEMA1_SIGNED;
+use crate::oci::media_type::{DOCKER_LIST, DOCKER_SCHEMA1_SIGNED, OCI_INDEX};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag};
 use crate::upstream::{ManifestHead, UpstreamError};
 
@@ -29,14 +30,16 @@ struct Repository<'a> {
     tags: BTreeMap<Tag, Holders<'a>>,
     /// The tags that the target has.
     there: BTreeSet<Tag>,
+    /// Whether a tag of the sources that is not selected belongs to a digest.
+    has_companions: bool,
     /// Manifests that were found or brought.
     digests: RefCell<HashSet<Digest>>,
 }
 
 /// What a look at a tag found.
 enum Look {
-    /// The target has it.
-    Equal(Digest),
+    /// The target has it; an index, as far as the media type tells.
+    Equal { digest: Digest, is_index: bool },
     /// It does not, or another; what the source has, if that was asked.
     Different(Option<Digest>),
 }
@@ -55,13 +58,16 @@ impl<'a> Run<'a> {
         let selected = self.selection.tags(&name, tags.keys().cloned().collect());
         self.tally.count(|summary| summary.repositories += 1);
         self.tell(Event::Repository { repository: (*name).clone(), tags: selected.len() });
-        let repository = Repository { name, tags, there, digests: RefCell::default() };
+        let chosen: HashSet<&Tag> = selected.iter().collect();
+        let has_companions = tags.keys().any(|tag| !chosen.contains(tag) && belongs_to_digest(tag.as_str()));
+        let repository = Repository { name, tags, there, has_companions, digests: RefCell::default() };
+        let brings_some = !selected.is_empty();
         self.tags(&repository, &selected).await;
         if self.options.referrers {
             self.companions(&repository, selected).await;
         }
         if is_whole && self.options.delete_max.is_some() && !repository.tags.is_empty() {
-            self.note_superfluous(&repository);
+            self.note_superfluous(&repository, brings_some);
         }
     }
 
@@ -162,8 +168,7 @@ impl<'a> Run<'a> {
         };
         let name = &repository.name;
         match look {
-            Look::Equal(digest) => {
-                repository.digests.borrow_mut().insert(digest);
+            Look::Equal { digest, is_index } => {
                 self.tally.count(|summary| summary.images_present += 1);
                 self.tell(Event::ImageDone {
                     image: image.clone(),
@@ -172,7 +177,17 @@ impl<'a> Run<'a> {
                     bytes: 0,
                     elapsed_ms: 0,
                 });
-                self.referrers_of(name, &digest, holders, 0).await;
+                self.refer(repository, &[digest], holders).await;
+                // What is said of its children may have come since, or have failed when the index was copied.
+                let is_asked =
+                    repository.has_companions || holders.iter().any(|one| one.may_list_referrers());
+                if self.options.referrers && is_index && is_asked && !is_fallback(tag) {
+                    match self.descendants(name, &digest).await {
+                        Ok(found) => self.refer(repository, &found, holders).await,
+                        Err(error) if error.is_stop() => {}
+                        Err(error) => self.failed(&format!("the referrers of {image}"), &error),
+                    }
+                }
                 Ok(())
             }
             Look::Different(digest) => {
@@ -203,11 +218,18 @@ impl<'a> Run<'a> {
                     elapsed_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
                 });
                 drop(permit);
-                repository.digests.borrow_mut().extend(copied.digests.iter().copied());
-                for digest in &copied.digests {
-                    self.referrers_of(name, digest, holders, 0).await;
-                }
+                self.refer(repository, &copied.digests, holders).await;
                 Ok(())
+            }
+        }
+    }
+
+    /// Copies what refers to manifests, to each once, by however many tags it is found.
+    async fn refer(&self, repository: &Repository<'a>, digests: &[Digest], holders: &[&'a Source]) {
+        for digest in digests {
+            let is_new = repository.digests.borrow_mut().insert(*digest);
+            if is_new {
+                self.referrers_of(&repository.name, digest, holders, 0).await;
             }
         }
     }
@@ -232,7 +254,9 @@ impl<'a> Run<'a> {
                 && self.is_signed_as(source, name, &image.reference, &there).await?)
             || (is_fallback(tag) && self.covers_fallback(source, name, &image.reference).await?);
         if is_equal && self.is_whole(name, &there).await? {
-            return Ok(Look::Equal(there));
+            let kind = media_type.as_deref().map(|kind| kind.split(';').next().unwrap_or_default().trim());
+            let is_index = kind.is_none_or(|kind| matches!(kind, OCI_INDEX | DOCKER_LIST));
+            return Ok(Look::Equal { digest: there, is_index });
         }
         Ok(Look::Different(Some(digest)))
     }
@@ -271,13 +295,16 @@ impl<'a> Run<'a> {
         Ok(!wanted.is_empty() && wanted.is_subset(&there))
     }
 
-    fn note_superfluous(&self, repository: &Repository<'a>) {
-        let superfluous = repository.there.iter().filter(|tag| {
-            !repository.tags.contains_key(*tag)
-                && !is_fallback(tag)
-                && self.selection.tag(&repository.name, tag)
+    /// Notes what may be removed, if something stays: a tag that was there, or one that was brought.
+    fn note_superfluous(&self, repository: &Repository<'a>, brings_some: bool) {
+        let own = repository.there.iter().filter(|tag| !is_fallback(tag));
+        let (superfluous, stays): (Vec<&Tag>, Vec<&Tag>) = own.partition(|tag| {
+            !repository.tags.contains_key(*tag) && self.selection.tag(&repository.name, tag)
         });
-        self.superfluous.borrow_mut().extend(superfluous.map(|tag| ImageName {
+        if stays.is_empty() && !brings_some {
+            return;
+        }
+        self.superfluous.borrow_mut().extend(superfluous.into_iter().map(|tag| ImageName {
             repository: (*repository.name).clone(),
             reference: Reference::Tag(tag.clone()),
         }));

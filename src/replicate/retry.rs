@@ -133,6 +133,20 @@ impl Run<'_> {
         self.sleep(until).await
     }
 
+    /// Waits before an image is looked at again that the target did not take, which it did not say in a way that passes.
+    pub(super) async fn look_again(
+        &self,
+        what: &dyn fmt::Display,
+        why: String,
+        attempt: u32,
+    ) -> Result<(), CopyError> {
+        let wait = backoff(attempt);
+        self.tally.count(|summary| summary.retries += 1);
+        let after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.tell(Event::Retrying { what: what.to_string(), why, attempt, after_ms });
+        self.sleep(Instant::now() + wait).await
+    }
+
     async fn sleep(&self, until: Instant) -> Result<(), CopyError> {
         tokio::select! {
             () = sleep_until(until) => Ok(()),

@@ -1,7 +1,7 @@
 //! One run: whom to ask for what, repository by repository.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::error::CopyError;
-use super::event::{Event, ImageName, Summary};
+use super::event::{Event, Failure, ImageName, Summary};
 use super::flights::{Flights, Places};
 use super::source::{Holders, Source};
 use super::tally::Tally;
@@ -58,6 +58,7 @@ pub(super) struct Run<'a> {
 pub(super) async fn run(
     replicator: &Replicator,
     sources: &[Arc<Source>],
+    before: &[Failure],
     stop: &Stop,
     events: &dyn Fn(Event),
 ) -> Summary {
@@ -69,7 +70,7 @@ pub(super) async fn run(
         sources,
         stop,
         events,
-        tally: Tally::new(options.dry_run),
+        tally: Tally::new(options.dry_run, before),
         // What is read from a tree here is little, and each of it small.
         files: Files::without_ring(),
         places: &replicator.places,
@@ -110,6 +111,9 @@ pub(super) async fn run(
 
 impl<'a> Run<'a> {
     async fn all(&self) {
+        if let Some(why) = self.target.unusable() {
+            return self.failed(&self.target.name(), &why);
+        }
         let (repositories, is_whole) = self.repositories().await;
         let work = repositories.into_iter().map(|(repository, holders)| async move {
             if !self.stop.is_requested() {
@@ -120,41 +124,47 @@ impl<'a> Run<'a> {
         self.delete_superfluous().await;
     }
 
-    /// The selected repositories with the sources that list them, and whether every source gave its list.
+    /// The selected repositories with the sources that have them, and whether every source was found and gave its list.
     async fn repositories(&self) -> (BTreeMap<RepositoryName, Holders<'a>>, bool) {
         let lists = self.sources.iter().map(|source| async move { (&**source, self.catalog(source).await) });
         let mut found: BTreeMap<RepositoryName, Holders<'a>> = BTreeMap::new();
-        let mut is_whole = true;
+        // What failed before is a source that may have anything.
+        let mut is_whole = !self.tally.has_failures();
         for (source, list) in future::join_all(lists).await {
-            match list {
-                Ok(names) => {
-                    for name in names.into_iter().filter(|name| self.selection.repository(name)) {
-                        found.entry(name).or_default().push(source);
-                    }
-                }
-                Err(error) => {
-                    is_whole = false;
-                    if !error.is_stop() {
-                        self.failed(&source.name(), &hint(&error));
-                    }
+            let (listed, error) = list;
+            for name in listed.into_iter().filter(|name| self.selection.repository(name)) {
+                found.entry(name).or_default().push(source);
+            }
+            if let Some(error) = error {
+                is_whole = false;
+                if !error.is_stop() {
+                    self.failed(&source.name(), &hint(&error));
                 }
             }
         }
         (found, is_whole)
     }
 
-    /// What a source has. One that lists nothing (Docker Hub) is asked for what the patterns name.
-    async fn catalog(&self, source: &'a Source) -> Result<Vec<RepositoryName>, CopyError> {
+    /// What a source may have, and why its list did not come. What patterns name need not be in the list: some registries
+    /// have none (Docker Hub), or one of a part of what they have; and if everything is named, nobody is asked for it.
+    async fn catalog(&self, source: &'a Source) -> (Vec<RepositoryName>, Option<CopyError>) {
+        let named = self.selection.named_repositories();
+        if self.selection.names_all() {
+            return (named, None);
+        }
         let what = format!("the repositories of {}", source.name());
         let asking = self.retrying(&what, &source.health, async || {
             source.upstream.catalog().await.map_err(CopyError::Source)
         });
         match asking.await {
-            Err(error) if !error.is_retryable() && !error.is_stop() => {
-                let named = self.selection.named_repositories();
-                if named.is_empty() { Err(error) } else { Ok(named) }
+            Ok(mut listed) => {
+                let known: HashSet<_> = listed.iter().cloned().collect();
+                listed.extend(named.into_iter().filter(|name| !known.contains(name)));
+                (listed, None)
             }
-            listed => listed,
+            // One that is out of order has nothing else either, and has said so once.
+            Err(error) if error.is_retryable() || error.is_stop() => (Vec::new(), Some(error)),
+            Err(error) => (named, Some(error)),
         }
     }
 }

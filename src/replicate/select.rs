@@ -120,7 +120,7 @@ fn newest(mut tags: Vec<Tag>, count: usize) -> Vec<Tag> {
 const DIGITS_IN_TAG: usize = 64;
 
 /// Whether a tag is named after a digest: `sha256-<hex>`, or that with a suffix, as cosign has it.
-fn belongs_to_digest(tag: &str) -> bool {
+pub(super) fn belongs_to_digest(tag: &str) -> bool {
     ["sha256-", "sha512-"].iter().any(|prefix| {
         tag.strip_prefix(prefix)
             .is_some_and(|rest| rest.bytes().take_while(u8::is_ascii_hexdigit).count() >= DIGITS_IN_TAG)

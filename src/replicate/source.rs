@@ -17,6 +17,8 @@ pub struct Source {
     requests: Arc<AtomicU64>,
     /// It has no list of referrers, as far as this run knows.
     lacks_referrers: AtomicBool,
+    /// It has given such a list once: that it has none of one manifest says nothing of the others.
+    has_listed: AtomicBool,
 }
 
 impl Source {
@@ -29,6 +31,7 @@ impl Source {
             health: Health::default(),
             requests,
             lacks_referrers: AtomicBool::new(false),
+            has_listed: AtomicBool::new(false),
         })
     }
 
@@ -53,8 +56,15 @@ impl Source {
         !self.lacks_referrers.load(Ordering::Relaxed)
     }
 
+    pub(super) fn lists_referrers(&self) {
+        self.has_listed.store(true, Ordering::Relaxed);
+    }
+
+    /// It said that there is no such list.
     pub(super) fn lists_no_referrers(&self) {
-        self.lacks_referrers.store(true, Ordering::Relaxed);
+        if !self.has_listed.load(Ordering::Relaxed) {
+            self.lacks_referrers.store(true, Ordering::Relaxed);
+        }
     }
 }
 

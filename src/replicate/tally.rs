@@ -10,8 +10,15 @@ use super::run::Run;
 pub(super) struct Tally(RefCell<Summary>);
 
 impl Tally {
-    pub(super) fn new(dry_run: bool) -> Self {
-        Self(RefCell::new(Summary { dry_run, ..Summary::default() }))
+    /// Begins with what failed before.
+    pub(super) fn new(dry_run: bool, failures: &[Failure]) -> Self {
+        let failures_total = failures.len() as u64;
+        let failures = failures.iter().take(FAILURES_MAX).cloned().collect();
+        Self(RefCell::new(Summary { dry_run, failures_total, failures, ..Summary::default() }))
+    }
+
+    pub(super) fn has_failures(&self) -> bool {
+        self.0.borrow().failures_total > 0
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut Summary)) {

@@ -4,6 +4,7 @@
 //! are, under the same locks, so one may run on it meanwhile, and so may whoever collects garbage: a manifest is stored only
 //! if what it needs is there at that moment.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -41,8 +42,8 @@ pub(super) enum Kind {
 pub(super) enum Put {
     /// It is there. Whether the target itself keeps the list of its subject's referrers.
     Done { knows_subject: bool },
-    /// Not without what it needs, some of which the target no longer has.
-    Missing,
+    /// Not without what it needs, some of which the target no longer has; in its words.
+    Missing(String),
 }
 
 impl Target {
@@ -69,6 +70,19 @@ impl Target {
         &self.name
     }
 
+    /// Why nothing can be written there, where that is plain before anything is asked.
+    pub(super) fn unusable(&self) -> Option<String> {
+        let Kind::Tree(store) = &self.kind else { return None };
+        let root = store.layout().root();
+        let is_file = std::fs::metadata(root).is_ok_and(|meta| !meta.is_dir());
+        is_file.then(|| format!("cannot use {}: not a directory", root.display()))
+    }
+
+    /// The disk did not do `what`.
+    pub(super) fn disk(&self, what: &'static str, cause: io::Error) -> CopyError {
+        CopyError::Disk { target: self.name.clone(), what, cause: Arc::new(cause) }
+    }
+
     /// Requests made so far.
     pub(super) fn requests(&self) -> u64 {
         match &self.kind {
@@ -86,7 +100,7 @@ impl Target {
             },
             Kind::Tree(store) => {
                 let listed = store.tags(&StoredRepository::local(repository), None, usize::MAX).await;
-                let listed = listed.map_err(|error| CopyError::disk("list tags", error))?;
+                let listed = listed.map_err(|error| self.disk("list tags", error))?;
                 Ok(listed.map(|page| page.entries).unwrap_or_default())
             }
         }
@@ -116,7 +130,7 @@ impl Target {
             }
             Kind::Tree(store) => {
                 let link = store.tag(files, &StoredRepository::local(repository), tag).await;
-                Ok(link.map_err(|error| CopyError::disk("read a tag", error))?.map(|link| link.digest))
+                Ok(link.map_err(|error| self.disk("read a tag", error))?.map(|link| link.digest))
             }
         }
     }
@@ -139,7 +153,7 @@ impl Target {
             Kind::Tree(store) => {
                 let repository = StoredRepository::local(repository);
                 let found = store.find_now(files, &repository, LinkKind::Manifest, digest, Instant::now());
-                let found = found.await.map_err(|error| CopyError::disk("look for a manifest", error))?;
+                let found = found.await.map_err(|error| self.disk("look for a manifest", error))?;
                 Ok(found.value.is_some())
             }
         }
@@ -164,7 +178,7 @@ impl Target {
                     Reference::Tag(tag) => self.tagged(files, repository, tag).await?,
                 };
                 let Some(digest) = digest else { return Ok(None) };
-                let failed = |error| CopyError::disk("read a manifest", error);
+                let failed = |error| self.disk("read a manifest", error);
                 let repository = StoredRepository::local(repository);
                 let found = store.find_now(files, &repository, LinkKind::Manifest, &digest, Instant::now());
                 let Some(blob) = found.await.map_err(failed)?.value else { return Ok(None) };
@@ -190,7 +204,7 @@ impl Target {
             },
             Kind::Tree(store) => {
                 let repository = StoredRepository::local(repository);
-                let failed = |error| CopyError::disk("look for a blob", error);
+                let failed = |error| self.disk("look for a blob", error);
                 let kind = LinkKind::Layer;
                 let is_linked = store.is_linked(files, &repository, kind, digest).await.map_err(failed)?;
                 if !is_linked || !renew {
@@ -214,7 +228,7 @@ impl Target {
                 let put = upstream.put_manifest(repository, &reference, &node.media_type, node.bytes.clone());
                 match put.await {
                     Ok(taken) => Ok(Put::Done { knows_subject: taken.knows_subject }),
-                    Err(error) if lacks_blobs(&error) => Ok(Put::Missing),
+                    Err(error) if lacks_blobs(&error) => Ok(Put::Missing(error.to_string())),
                     Err(error) => Err(CopyError::Target(error)),
                 }
             }
@@ -228,9 +242,12 @@ impl Target {
                     tags: tag.cloned().into_iter().collect(),
                 };
                 let put = store.push_manifest(&StoredRepository::local(repository), pushed).await;
-                match put.map_err(|error| CopyError::disk("store a manifest", error))? {
+                match put.map_err(|error| self.disk("store a manifest", error))? {
                     Ok(()) => Ok(Put::Done { knows_subject: true }),
-                    Err(_) => Ok(Put::Missing),
+                    Err(missing) => {
+                        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+                        Ok(Put::Missing(format!("{} lacks {}", self.name, missing.join(", "))))
+                    }
                 }
             }
         }
@@ -256,7 +273,7 @@ impl Target {
             Kind::Tree(store) => {
                 let found =
                     store.referrers(&StoredRepository::local(repository), subject, REFERRERS_MAX).await;
-                found.map_err(|error| CopyError::disk("list referrers", error))
+                found.map_err(|error| self.disk("list referrers", error))
             }
         }
     }

@@ -33,6 +33,7 @@ impl<'a> Run<'a> {
         sources: &[&'a Source],
     ) -> Result<u64, Failed<'a>> {
         let repository = StoredRepository::local(job.repository);
+        let disk = |error| (self.target.disk("store a blob", error), None);
         if blob.size.is_some_and(|size| size <= SMALL) {
             let bytes = self.read_whole(job, blob, sources).await?;
             let len = bytes.len() as u64;
@@ -68,10 +69,6 @@ impl<'a> Run<'a> {
             Err(Unfinished::Disk(error)) => Err(disk(error)),
         }
     }
-}
-
-fn disk<'a>(error: std::io::Error) -> Failed<'a> {
-    (CopyError::disk("store a blob", error), None)
 }
 
 /// What is left behind is swept with the uploads of clients.

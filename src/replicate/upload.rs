@@ -5,6 +5,7 @@
 //! it has, the hash goes back there, and the rest follows.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -250,16 +251,14 @@ impl<'a> Run<'a> {
                     let cause = "the target answered before it had all".to_owned();
                     return Err(CopyError::Target(broken(session, cause)));
                 }
-                Err(NotTaken::Stalled(after)) => {
-                    let attempt = session.attempt().clone();
-                    let error = UpstreamError::Timeout { attempt, what: "bytes taken", after };
-                    return Err(CopyError::Target(error));
-                }
+                Err(NotTaken::Stalled(after)) => return Err(stalled(session, after)),
             }
         }
-        if let Some(sender) = sender {
-            // With a length announced, it may have ended by itself.
-            let _ = sender.end().await;
+        // With a length announced, it may have ended by itself.
+        if let Some(sender) = sender
+            && let Err(NotTaken::Stalled(after)) = sender.end().await
+        {
+            return Err(stalled(session, after));
         }
         Ok(())
     }
@@ -292,6 +291,12 @@ impl<'a> Run<'a> {
             tracing::debug!(%error, "an upload is left behind");
         }
     }
+}
+
+/// The target takes nothing more of what is sent.
+fn stalled(session: &UploadSession, after: Duration) -> CopyError {
+    let attempt = session.attempt().clone();
+    CopyError::Target(UpstreamError::Timeout { attempt, what: "bytes taken", after })
 }
 
 fn broken(session: &UploadSession, cause: String) -> UpstreamError {

@@ -419,16 +419,26 @@ pub fn lock_shard(layout: &Layout, digest: &Digest) -> io::Result<ShardLock> {
 
 /// Waits for a lock.
 pub(super) fn lock_file(layout: &Layout, path: &Path) -> io::Result<ShardLock> {
-    let open = || OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    let file = match open() {
+    let file = match open_lock(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(layout.locks())?;
-            open()?
+            open_lock(path)?
         }
         opened => opened?,
     };
     file.lock()?;
     Ok(ShardLock { _file: file })
+}
+
+/// Opens a file that is there to be locked, and makes it if it is not there. Whoever may read it may lock it, so one that
+/// another user made serves as well.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            OpenOptions::new().write(true).create(true).truncate(false).open(path)
+        }
+        opened => opened,
+    }
 }
 
 /// Publishes a small, already verified file under its digest, durably. The bytes it added to the tree.

@@ -21,7 +21,7 @@ use super::durable::{Durability, Temporary};
 use super::ingest::{ShardLock, lock_shard};
 use super::layout::{Layout, LinkKind, StoredRepository};
 use super::refs;
-use super::stamp::{Stamp, stamp, touch};
+use super::stamp::{Stamp, stamp};
 use super::upload::publish_linked;
 use crate::oci::{Digest, Hasher, Tag};
 
@@ -74,7 +74,7 @@ pub(super) fn manifest(
     let (made, published) = publish_linked(layout, temporary.path(), digest, Stamp::Claimed)?;
     refs::link_after(published, layout, repository, LinkKind::Manifest, digest)?;
     // The age of a manifest that is pushed again begins anew, and is never less than that of its claims.
-    touch(&layout.link(repository, LinkKind::Manifest, digest))?;
+    refs::renew(layout, repository, LinkKind::Manifest, digest)?;
     if let Some(subject) = &pushed.subject {
         refs::add_referrer(layout, repository, subject, digest)?;
     }

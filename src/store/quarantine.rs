@@ -100,11 +100,12 @@ pub fn rescue(store: &Store, digest: &Digest, seen: FileIdentity) -> io::Result<
         last_access: Timespec { tv_sec: meta.atime(), tv_nsec: meta.atime_nsec() },
         last_modification: Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() },
     };
-    utimensat(CWD, copy.path(), &times, AtFlags::empty())?;
     let aside = free_name(layout, digest)?;
     // The name always leads to one of the two: nobody finds the blob absent.
     fs::hard_link(&path, &aside)?;
     fs::rename(copy.path(), &path)?;
+    // Not before: an old temporary file is swept.
+    utimensat(CWD, &path, &times, AtFlags::empty())?;
     forget(store, digest);
     let mut replaced = Syncs::default();
     replaced.parents(&path, &layout.blobs())?;

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use super::durable::{self, Durability, Syncs};
 use super::ingest::{ShardLock, lock_file};
 use super::layout::{Layout, LinkKind, StoredRepository};
+use super::stamp::touch;
 use crate::oci::{Algorithm, Digest, Tag};
 
 /// Makes `digest` reachable through `repository`. Nothing happens if it is already.
@@ -34,6 +35,22 @@ pub(crate) fn link_after(
     digest: &Digest,
 ) -> io::Result<()> {
     point_after(before, layout, &layout.link(repository, kind, digest), digest)
+}
+
+/// Gives a link the time of now; where its file is another user's, it becomes a new one.
+pub(crate) fn renew(
+    layout: &Layout,
+    repository: &StoredRepository,
+    kind: LinkKind,
+    digest: &Digest,
+) -> io::Result<()> {
+    let path = layout.link(repository, kind, digest);
+    match touch(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            write_after(Syncs::default(), layout, &path, digest)
+        }
+        touched => touched,
+    }
 }
 
 /// Whether `repository` links `digest`: an empty or malformed link is none.

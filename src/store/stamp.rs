@@ -12,14 +12,26 @@
 //! On a filesystem that keeps no fractions everything counts as a claim: then a push that reuses a blob while it is being
 //! removed may have to be repeated, and nothing is lost.
 //!
+//! **Files of others.** Only its owner may give a file any time; who may write to it may give it the time of now, as the
+//! kernel has it: that is a promise nearly always, which is safe, and a tick late, which is waited for. So a tree of another
+//! user or of several, such as a docker-registry's, can be pushed to as long as its blobs can be written.
+//!
 //! Everything here blocks and belongs on a store thread.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+use rustix::io::Errno;
+
+/// How often, and after what time, a file of another user is given the kernel's time until that has come to ours: a tick is
+/// 10 ms at most.
+const TICK_LOOKS_MAX: usize = 100;
+const TICK_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// How a blob is relied on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +53,9 @@ pub(crate) struct Stamped {
 /// Notes that a blob is relied on from now on. The caller has the digest's lock.
 ///
 /// # Errors
-/// The disk's: `NotFound` if there is no such blob, and whoever does not own the file may not set its times.
+/// The disk's: `NotFound` if there is no such blob, `PermissionDenied` if it is another user's and may not be written.
 pub(crate) fn stamp(blob: &Path, how: Stamp) -> io::Result<()> {
-    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let times = Timestamps { last_access: omit, last_modification: timespec(fraction(now(), how)) };
-    Ok(utimensat(CWD, blob, &times, AtFlags::empty())?)
+    set_modified(blob, |now| fraction(now, how))
 }
 
 /// Reads what [`stamp`] wrote.
@@ -59,9 +69,50 @@ pub(crate) fn stamped(meta: &fs::Metadata) -> io::Result<Stamped> {
 
 /// Gives a file, such as a manifest's link, the time of now.
 pub(crate) fn touch(path: &Path) -> io::Result<()> {
+    set_modified(path, |now| now)
+}
+
+/// Sets the time of modification to what `time` makes of that of now, or to now where only that is allowed.
+fn set_modified(path: &Path, time: impl FnOnce(Duration) -> Duration) -> io::Result<()> {
     let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let times = Timestamps { last_access: omit, last_modification: timespec(now()) };
-    Ok(utimensat(CWD, path, &times, AtFlags::empty())?)
+    let began = now();
+    let times = Timestamps { last_access: omit, last_modification: timespec(time(began)) };
+    match utimensat(CWD, path, &times, AtFlags::empty()) {
+        Err(Errno::PERM) => set_to_now(path, UNIX_EPOCH + began),
+        set => Ok(set?),
+    }
+}
+
+/// Gives a file of another user the time of now, and not before `began`: the kernel's own clock is behind by a tick.
+fn set_to_now(path: &Path, began: SystemTime) -> io::Result<()> {
+    // Both, or the kernel wants an owner again.
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    for _ in 0..TICK_LOOKS_MAX {
+        match utimensat(CWD, path, &times, AtFlags::empty()) {
+            Err(Errno::PERM | Errno::ACCESS) => return Err(of_another(path)),
+            set => set?,
+        }
+        if stamped(&fs::metadata(path)?)?.at >= began {
+            return Ok(());
+        }
+        thread::sleep(TICK_LOOK_EVERY);
+    }
+    let message = format!("{}: the filesystem's clock is behind this machine's", path.display());
+    Err(io::Error::other(message))
+}
+
+fn of_another(path: &Path) -> io::Error {
+    let owner = match fs::metadata(path) {
+        Ok(meta) => format!("user {}", meta.uid()),
+        Err(error) => return error,
+    };
+    let message = format!(
+        "{}: belongs to {owner} and cannot be written, so that nobody can note that it is needed: make it, and all of the \
+         directory, the server's (chown -R), or let the server's group write to it (chmod -R g+w)",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::PermissionDenied, message)
 }
 
 /// Since the epoch.
@@ -86,7 +137,48 @@ fn timespec(time: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
     use super::*;
+    use crate::sys::as_another;
+
+    /// Nobody in particular.
+    const USER: u32 = 54_321;
+
+    #[test]
+    fn blob_of_another_user_that_may_be_written_is_stamped_and_never_early() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let blob = home.path().join("data");
+        fs::write(&blob, b"content").unwrap();
+        fs::set_permissions(&blob, fs::Permissions::from_mode(0o664)).unwrap();
+        if chown(&blob, None, Some(USER)).is_err() {
+            return;
+        }
+        as_another(USER, USER, || {
+            for how in [Stamp::Promised, Stamp::Claimed] {
+                let before = SystemTime::now();
+                stamp(&blob, how).unwrap();
+                assert!(stamped(&fs::metadata(&blob).unwrap()).unwrap().at >= before);
+            }
+            touch(&blob).unwrap();
+        });
+    }
+
+    #[test]
+    fn blob_of_another_user_that_may_not_be_written_is_named_with_the_remedy() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let blob = home.path().join("data");
+        fs::write(&blob, b"content").unwrap();
+        fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+        let refused = as_another(USER, USER, || stamp(&blob, Stamp::Claimed).unwrap_err());
+        let Some(error) = refused else { return };
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        for word in [blob.to_str().unwrap(), "belongs to user 0", "chown"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
 
     #[test]
     fn time_tells_a_promise_from_a_claim_and_is_never_early() {

@@ -35,12 +35,12 @@ pub(crate) fn lock_number(layout: &Layout, shard: u8) -> io::Result<ShardLock> {
     lock_file(layout, &layout.shard_lock(shard))
 }
 
-/// Whether a manifest was taken from its repository.
+/// Whether a manifest, or a tag, was taken from its repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
     /// It was.
     Yes,
-    /// There is no such manifest.
+    /// There is no such manifest; no such tag, or it points at another manifest.
     Absent,
     /// It was not to be.
     Refused,
@@ -130,16 +130,25 @@ pub(crate) fn sync_directories(mut directories: impl Iterator<Item = PathBuf>) -
     }
 }
 
-/// Removes a tag with its history if it points at `digest`. Not synced. Says whether it did.
+/// Removes a tag with its history if it points at `digest` and `may` agrees to the stamp of that blob: whoever sets a tag
+/// has the lock of what it points at, and has stamped that. Not synced.
 pub(crate) fn tag(
     store: &Store,
     repository: &StoredRepository,
     tag: &Tag,
     digest: &Digest,
-) -> io::Result<bool> {
-    let removed = refs::take_tag(store.layout(), repository, tag, digest);
+    may: impl FnOnce(Stamped) -> bool,
+) -> io::Result<Taken> {
+    let layout = store.layout();
+    let _lock = lock_shard(layout, digest)?;
+    match fs::metadata(layout.blob(digest)) {
+        Ok(meta) if !may(stamped(&meta)?) => return Ok(Taken::Refused),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let removed = refs::take_tag(layout, repository, tag, digest);
     store.forget_tag(repository, tag);
-    removed
+    Ok(if removed? { Taken::Yes } else { Taken::Absent })
 }
 
 /// Removes a link of a repository, which was seen to lead to `target`, if it still does and `may` agrees to the stamp of

@@ -2,16 +2,18 @@
 //!
 //! A listing may leave out what it cannot read; a collector may not, or it would take for garbage what only an unreadable
 //! manifest names. So here everything that is not understood is an error that names the file and says what can be done
-//! about it: directories that cannot be read, links that hold no digest, manifests that do not parse, symbolic links to
-//! directories. Only absence is none, as others may remove things meanwhile, and distribution leaves empty directories.
+//! about it: directories that cannot be read, links that hold no digest, manifests that do not parse, symbolic links in
+//! place of directories. Only absence is none, as others may remove things meanwhile, and distribution leaves empty
+//! directories. A symbolic link that leads nowhere is not absence: what it led to may only be a disk that is not mounted.
 //!
 //! Names are told one at a time, as the kernel gives them; nothing is kept but the names of the directory that is being
 //! descended from. Files are opened with `O_NOATIME` where that is allowed (they are ours, or we are root), so that a walk
 //! is no use of anything. Nothing waits for a lock. Everything here blocks and belongs on a store thread.
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -79,9 +81,15 @@ pub enum WalkError {
         len: u64,
     },
     /// A symbolic link, which could lead in circles or to another tree.
-    #[error("{}: is a symbolic link, which is not followed here; mount what it leads to in its place", path.display())]
+    #[error("{}: is a symbolic link, which is not followed here: keep the whole tree in one place", path.display())]
     Symlink {
         /// The link.
+        path: PathBuf,
+    },
+    /// A directory of another filesystem: were that not mounted, its repositories would seem to be gone.
+    #[error("{}: is on another filesystem, which may be mounted or not: keep the whole tree on one", path.display())]
+    Mounted {
+        /// The directory.
         path: PathBuf,
     },
     /// Something that no registry makes.
@@ -182,6 +190,10 @@ fn descend<E: From<WalkError>>(
     directory.each(|entry, kind| -> Result<(), E> {
         if entry.starts_with('_') {
             is_repository |= matches!(entry, "_layers" | "_manifests" | "_uploads");
+            if matches!(entry, "_layers" | "_manifests") {
+                // What is neither a directory nor a symbolic link cannot be opened as a directory either.
+                directory.is_directory(entry, kind)?;
+            }
         } else if entry != LOST_AND_FOUND && directory.is_directory(entry, kind)? {
             below.push(entry.to_owned());
         }
@@ -201,8 +213,11 @@ fn descend<E: From<WalkError>>(
             return Err(WalkError::Misplaced { path }.into());
         }
         // It may have been pruned by now.
-        if let Some(directory) = Directory::open(&path)? {
-            descend(&directory, name, visit)?;
+        if let Some(below) = Directory::open(&path)? {
+            if below.device()? != directory.device()? {
+                return Err(WalkError::Mounted { path }.into());
+            }
+            descend(&below, name, visit)?;
         }
         name.truncate(len);
     }
@@ -325,11 +340,26 @@ struct Directory {
 }
 
 impl Directory {
-    /// `None` if there is none.
+    /// `None` if nothing has this name.
     fn open(path: &Path) -> Result<Option<Self>, WalkError> {
-        let opened = present(open(CWD, path, OFlags::DIRECTORY));
-        let file = opened.map_err(|cause| WalkError::unreadable(path, cause))?;
-        Ok(file.map(|file| Self { file, path: path.to_owned() }))
+        let failed = |cause| WalkError::unreadable(path, cause);
+        match open(CWD, path, OFlags::DIRECTORY) {
+            Ok(file) => Ok(Some(Self { file, path: path.to_owned() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match present(fs::symlink_metadata(path)).map_err(failed)? {
+                    Some(meta) if meta.is_symlink() => Err(WalkError::Symlink { path: path.to_owned() }),
+                    // Or it was made a moment ago.
+                    _ => Ok(None),
+                }
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The filesystem that it is on.
+    fn device(&self) -> Result<u64, WalkError> {
+        let meta = self.file.metadata().map_err(|cause| WalkError::unreadable(&self.path, cause))?;
+        Ok(meta.dev())
     }
 
     /// Tells `visit` each name, and of what kind it is.
@@ -340,7 +370,12 @@ impl Directory {
         let mut buffer = Vec::with_capacity(READ_BUFFER);
         let mut entries = RawDir::new(self.file.as_fd(), buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|error| WalkError::unreadable(&self.path, error.into()))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                // It was removed since it was opened, so it was empty.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(WalkError::unreadable(&self.path, error.into()).into()),
+            };
             match entry.file_name().to_str() {
                 Ok("." | "..") => {}
                 Ok(name) => visit(name, entry.file_type())?,
@@ -355,25 +390,52 @@ impl Directory {
 
     /// Whether `name` is a directory.
     fn is_directory(&self, name: &str, kind: FileType) -> Result<bool, WalkError> {
-        let look = |flags| {
-            let stat = present(statat(&self.file, name, flags).map_err(io::Error::from));
-            let stat = stat.map_err(|cause| WalkError::unreadable(&self.path.join(name), cause))?;
-            Ok(stat.map(|stat| FileType::from_raw_mode(stat.st_mode)))
-        };
         let kind = match kind {
             // Some filesystems do not tell.
-            FileType::Unknown => look(AtFlags::SYMLINK_NOFOLLOW)?.unwrap_or(FileType::Unknown),
+            FileType::Unknown => self.kind(name, AtFlags::SYMLINK_NOFOLLOW)?.unwrap_or(FileType::Unknown),
             kind => kind,
         };
-        if kind.is_symlink() && look(AtFlags::empty())?.is_some_and(FileType::is_dir) {
+        // One that leads nowhere may lead to a directory again once something is mounted.
+        if kind.is_symlink() && self.kind(name, AtFlags::empty())?.is_none_or(FileType::is_dir) {
             return Err(WalkError::Symlink { path: self.path.join(name) });
         }
         Ok(kind.is_dir())
     }
 
+    /// What `path` in this directory is; `None` if nothing has this name.
+    fn kind(&self, path: &str, flags: AtFlags) -> Result<Option<FileType>, WalkError> {
+        let stat = present(statat(&self.file, path, flags).map_err(io::Error::from));
+        let stat = stat.map_err(|cause| WalkError::unreadable(&self.path.join(path), cause))?;
+        Ok(stat.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+    }
+
     /// Reads the link at `path` in this directory; `None` if there is none.
     fn link(&self, path: &str) -> Result<Option<Link>, WalkError> {
-        read_link(&self.file, Path::new(path), || self.path.join(path))
+        let link = read_link(&self.file, Path::new(path), || self.path.join(path))?;
+        if link.is_none() {
+            self.is_absent(path)?;
+        }
+        Ok(link)
+    }
+
+    /// Makes sure that what was not found at `path` in this directory is not there, rather than out of reach.
+    fn is_absent(&self, path: &str) -> Result<(), WalkError> {
+        for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {
+            match self.kind(&path[..end], AtFlags::SYMLINK_NOFOLLOW)? {
+                None => return Ok(()),
+                Some(FileType::Symlink) => {
+                    return Err(WalkError::Symlink { path: self.path.join(&path[..end]) });
+                }
+                Some(FileType::Directory) => {}
+                Some(_) if end < path.len() => {
+                    let cause = io::ErrorKind::NotADirectory.into();
+                    return Err(WalkError::unreadable(&self.path.join(&path[..end]), cause));
+                }
+                // It was made a moment ago.
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 }
 

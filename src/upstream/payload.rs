@@ -5,6 +5,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -43,6 +45,8 @@ pub struct PieceStream {
     /// Bytes to come, if that is known from the start.
     left: Option<u64>,
     is_over: bool,
+    /// Bytes taken.
+    sent: Arc<AtomicU64>,
     /// Told when all of it was taken.
     taken: Option<oneshot::Sender<()>>,
 }
@@ -67,7 +71,8 @@ pub enum NotTaken {
 /// A stream of `length` bytes, if that is known. Putting a piece in waits at most `stall_timeout` for the ones before it.
 pub(super) fn stream(length: Option<u64>, stall_timeout: Duration) -> (PieceSender, PieceStream) {
     let (sender, pieces) = mpsc::channel(PIECES_WAITING);
-    let stream = PieceStream { pieces, left: length, is_over: length == Some(0), taken: None };
+    let (sent, is_over) = (Arc::default(), length == Some(0));
+    let stream = PieceStream { pieces, left: length, is_over, sent, taken: None };
     (PieceSender { pieces: sender, stall_timeout }, stream)
 }
 
@@ -80,9 +85,21 @@ impl PieceSender {
         self.put(Piece::Bytes(bytes)).await
     }
 
-    /// Says that there is no more. Without it the body breaks off.
+    /// Says that there is no more, and waits until all of it was taken: what still waits in here would be nobody's to
+    /// watch. Without it the body breaks off. [`NotTaken::Over`] if it had ended by itself, at the length announced.
     pub async fn end(self) -> Result<(), NotTaken> {
-        self.put(Piece::End).await
+        self.put(Piece::End).await?;
+        // Whoever has all the room knows that nothing is in it.
+        let mut room = Vec::with_capacity(PIECES_WAITING);
+        while room.len() < PIECES_WAITING {
+            match timeout(self.stall_timeout, self.pieces.reserve()).await {
+                Ok(Ok(one)) => room.push(one),
+                // The last byte was taken, or the request says what went wrong.
+                Ok(Err(_)) => break,
+                Err(_) => return Err(NotTaken::Stalled(self.stall_timeout)),
+            }
+        }
+        Ok(())
     }
 
     async fn put(&self, piece: Piece) -> Result<(), NotTaken> {
@@ -106,8 +123,14 @@ impl PieceStream {
         receiver
     }
 
+    /// Counts the bytes that the connection has taken.
+    pub(super) fn sent(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent)
+    }
+
     fn over(&mut self) {
         self.is_over = true;
+        self.pieces.close();
         if let Some(taken) = self.taken.take() {
             let _ = taken.send(());
         }
@@ -130,6 +153,7 @@ impl PieceStream {
                         self.over();
                     }
                 }
+                self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 Poll::Ready(Some(Ok(bytes)))
             }
             Some(Piece::End) if self.left.is_some_and(|left| left > 0) => {
@@ -191,8 +215,9 @@ mod tests {
             let (sender, stream) = stream(length, STALL);
             sender.send(Bytes::from_static(b"hel")).await.unwrap();
             sender.send(Bytes::from_static(b"lo")).await.unwrap();
-            sender.end().await.unwrap();
-            assert_eq!(read(stream).await.unwrap(), b"hello");
+            let (ended, read) = tokio::join!(sender.end(), read(stream));
+            ended.unwrap();
+            assert_eq!(read.unwrap(), b"hello");
         }
         for length in [None, Some(5)] {
             let (sender, stream) = stream(length, STALL);
@@ -207,11 +232,29 @@ mod tests {
         for length in [4, 6] {
             let (sender, stream) = stream(Some(length), STALL);
             sender.send(Bytes::from_static(b"hello")).await.unwrap();
-            sender.end().await.unwrap();
-            assert!(read(stream).await.is_err(), "{length}");
+            let (_, read) = tokio::join!(sender.end(), read(stream));
+            assert!(read.is_err(), "{length}");
         }
         let (_sender, stream) = stream(Some(0), STALL);
         assert_eq!(read(stream).await.unwrap(), b"");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_is_not_taken_is_noticed_and_one_that_came_by_itself_too() {
+        for (length, waiting) in [(None, 2), (Some(2), 2), (None, 0), (Some(3), 3)] {
+            let (sender, _stream) = stream(length, Duration::from_millis(10));
+            for _ in 0..waiting {
+                sender.send(Bytes::from_static(b"x")).await.unwrap();
+            }
+            let stalled = NotTaken::Stalled(Duration::from_millis(10));
+            assert_eq!(sender.end().await, Err(stalled), "{length:?}, {waiting}");
+        }
+        let (sender, stream) = stream(Some(1), STALL);
+        sender.send(Bytes::from_static(b"x")).await.unwrap();
+        let sent = stream.sent();
+        assert_eq!(read(stream).await.unwrap(), b"x");
+        assert_eq!(sent.load(Ordering::Relaxed), 1);
+        assert_eq!(sender.end().await, Err(NotTaken::Over));
     }
 
     #[tokio::test]

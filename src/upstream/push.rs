@@ -8,6 +8,8 @@
 //! Nothing is verified here but that the registry says what it should: whoever hashes the bytes decides whether an upload
 //! is finished.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::time::{Duration, Instant};
@@ -172,7 +174,7 @@ impl Upstream {
             call.headers.insert(header::CONTENT_RANGE, part(session.received, length));
         }
         let attempt = Attempt::new(&endpoint.label, call.operation, &call.subject);
-        let began = Instant::now();
+        let (began, sent) = (Instant::now(), stream.sent());
         let result = self.streamed(endpoint, &call, stream, &attempt).await;
         self.observe(&RequestObservation {
             upstream: self.name(),
@@ -183,7 +185,9 @@ impl Upstream {
             rate_limit_remaining: None,
         });
         let answer = result?;
-        let session = session_of(endpoint, &call.url, &answer, session.received)?;
+        // Who does not say what it has is taken at its word that it took all: the digest will tell.
+        let all = session.received.saturating_add(sent.load(Ordering::Relaxed));
+        let session = session_of(endpoint, &call.url, &answer, all)?;
         drain(answer.response).await;
         Ok(session)
     }
@@ -303,13 +307,13 @@ impl Upstream {
     }
 }
 
-/// The session that an answer speaks of. Without a `Range` it has `before`; of nothing and of one byte distribution
+/// The session that an answer speaks of. Without a `Range` it has `unsaid`; of nothing and of one byte distribution
 /// says `0-0` alike, and is asked again about neither.
 fn session_of(
     endpoint: &Endpoint,
     asked: &Url,
     answer: &Answer,
-    before: u64,
+    unsaid: u64,
 ) -> Result<UploadSession, UpstreamError> {
     let fields = answer.response.headers();
     let malformed = |what| UpstreamError::Malformed { attempt: answer.attempt.clone(), what };
@@ -322,7 +326,7 @@ fn session_of(
     };
     let received = match headers::text(fields, &header::RANGE) {
         Some(range) => received(range).ok_or_else(|| malformed(format!("Range {}", quoted(range))))?,
-        None => before,
+        None => unsaid,
     };
     Ok(UploadSession { url, received, attempt: answer.attempt.clone() })
 }

@@ -8,7 +8,7 @@ use crate::support::origin::Origin;
 use crate::support::plan::{Gate, Plan};
 use crate::support::push::Repository;
 use crate::support::registry::{Registry, skopeo_copy};
-use crate::support::relay::{Fault, Relay, Reply};
+use crate::support::relay::{Fault, Passed, Relay, Reply};
 use crate::support::token::TokenServer;
 use crate::support::tools::{self, Authority};
 use crate::support::{eventually, noise, sha256};
@@ -125,7 +125,7 @@ fn relay_passes_on_what_comes() {
             .arg(format!("docker://{}/team/app:v1", relay.addr()))
             .arg(format!("dir:{}", home.path().display())),
     );
-    let uploads: u64 = relay.passed().iter().filter(|one| one.is_upload()).map(|one| one.up()).sum();
+    let uploads: u64 = relay.passed().iter().filter(|one| one.is_upload()).map(Passed::up).sum();
     assert_eq!(uploads, (image.blobs.iter().map(Vec::len).sum::<usize>() + bytes.len()) as u64);
     let layer = relay.seen("GET", &sha256(image.layer(1)));
     assert_eq!(layer[0].down(), image.layer(1).len() as u64);

@@ -62,7 +62,7 @@ impl Replication {
             told(&event);
             events.borrow_mut().push(event);
         };
-        let run = self.replicator.run(&self.sources, stop, &tell);
+        let run = self.replicator.run(&self.sources, &[], stop, &tell);
         let summary = runtime.block_on(async { tokio::time::timeout(PATIENCE, run).await });
         Ran { summary: summary.expect("a run that ends"), events: events.into_inner() }
     }

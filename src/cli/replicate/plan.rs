@@ -14,8 +14,8 @@ use crate::replicate::{
 
 /// The pause between runs of those who come with the keys of the replicator that this replaces.
 const INTERVAL_FORMERLY: Duration = Duration::from_secs(30);
-/// Pauses that are no typing errors.
-const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24 * 365);
+/// Pauses that are no typing errors; the longest is a year.
+const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(8766);
 
 /// The sources' keys of that replicator, in the order in which they count.
 const FORMER: [&str; 4] = ["service", "script", "file", "addrs"];
@@ -154,6 +154,7 @@ impl From {
             }
             return Ok(Self { finders, is_former: false });
         }
+        let named: Vec<_> = FORMER.into_iter().filter(|key| given.has(key)).collect();
         let mut chosen: Option<(&str, Vec<Finder>)> = None;
         for key in FORMER {
             let finders = given.all_parsed(key, |text| match key {
@@ -168,6 +169,7 @@ impl From {
         }
         match chosen {
             Some((_, finders)) => Ok(Self { finders, is_former: true }),
+            None if !named.is_empty() => Err(format!("`{}` names no source; name one", named.join("`, `"))),
             None => Err("no source is named; give --from, or --config with a file that names one".to_owned()),
         }
     }

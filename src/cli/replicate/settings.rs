@@ -4,7 +4,7 @@
 //! the value and what would be right.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
@@ -13,7 +13,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use humantime_serde::re::humantime;
-use serde_json::{Map, Value};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 /// The longest file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -24,6 +25,36 @@ const SHOWN_CHARS_MAX: usize = 100;
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     given: BTreeMap<String, (Origin, Value)>,
+}
+
+/// A JSON object in which no key stands twice: one of the two would be lost without a word.
+struct Object(BTreeMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+        let mut object = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            let shown: String = key.chars().take(SHOWN_CHARS_MAX).collect();
+            if object.insert(key, value).is_some() {
+                return Err(de::Error::custom(format_args!("the key {shown:?} stands there twice")));
+            }
+        }
+        Ok(Object(object))
+    }
 }
 
 /// Where something was said.
@@ -45,7 +76,7 @@ impl Settings {
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(format!("{shown}: is longer than {FILE_BYTES_MAX} bytes"));
         }
-        let object: Map<String, Value> = serde_json::from_str(&text).map_err(|error| {
+        let Object(object) = serde_json::from_str(&text).map_err(|error| {
             format!("{shown}: {error}; a JSON object with keys such as \"addrs\" is expected")
         })?;
         let origin = Origin::File(path.to_owned());
@@ -312,7 +343,7 @@ mod tests {
     #[test]
     fn a_file_that_is_no_object_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for text in ["", "[]", "{\"a\": }", "1"] {
+        for text in ["", "[]", "{\"a\": }", "1", "{\"a\": 1, \"a\": 2}"] {
             std::fs::write(file.path(), text).unwrap();
             let error = Settings::of_file(file.path()).unwrap_err();
             assert!(error.contains("a JSON object"), "{error}");

@@ -97,14 +97,11 @@ pub(super) fn intention(event: &Event) -> Option<String> {
 
 /// Prints how the work went, on standard output, and what failed, on standard error.
 pub(super) fn result(ended: &Ended) -> bool {
-    let failures = ended.failures.iter().chain(ended.summary.iter().flat_map(|summary| &summary.failures));
-    let mut told = 0;
-    for failure in failures {
-        told += 1;
+    let Some(summary) = &ended.summary else { return true };
+    for failure in &summary.failures {
         eprintln!("spliceway: {}: {}", printable(&failure.what), printable(&failure.why));
     }
-    let Some(summary) = &ended.summary else { return true };
-    let untold = (ended.failures.len() as u64 + summary.failures_total).saturating_sub(told);
+    let untold = summary.failures_total.saturating_sub(summary.failures.len() as u64);
     if untold > 0 {
         eprintln!("spliceway: … and {untold} more failures");
     }

@@ -16,7 +16,8 @@ use crate::replicate::{Address, Ended, Finders, Replication, Replicator, SourceO
 use crate::store::{Store, StoreOptions};
 use crate::sys::keep_freed_memory;
 
-/// Threads for what blocks: hashing, names, and the directory if that is the target.
+/// Threads for what blocks beside hashing: names, files, and the directory if that is the target. Each large blob has one
+/// more for as long as it is under way, so that whoever waits for a name never waits for a blob, which may wait for it.
 const BLOCKING_THREADS_MAX: usize = 8;
 /// Blobs of the target directory that are kept open.
 const HANDLES_MAX: usize = 256;
@@ -37,6 +38,7 @@ pub(super) fn run(plan: Plan, shows: &Shows) -> Result<Ended, Error> {
     let from = plan.from.check("source", "from-").map_err(Error::Usage)?;
     let to = plan.to.check("target", "to-").map_err(Error::Usage)?;
     let target = target(&plan.target, &to)?;
+    let threads = BLOCKING_THREADS_MAX + plan.options.blobs_at_once;
     let replication = Replication {
         finders: Finders::new(plan.finders, plan.defaults, plan.locals),
         options: source_options(from),
@@ -47,7 +49,7 @@ pub(super) fn run(plan: Plan, shows: &Shows) -> Result<Ended, Error> {
         |what: &'static str| move |error: io::Error| Error::System(format!("cannot {what}: {error}"));
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .max_blocking_threads(threads)
         .build()
         .map_err(system("start"))?;
     let stop = Stop::new();
@@ -87,6 +89,9 @@ fn target(place: &Place, to: &Access) -> Result<Target, Error> {
             Target::registry(address.to_string(), options).map_err(|error| Error::Usage(error.to_string()))
         }
         Place::Directory(path) => {
+            if path.exists() && !path.is_dir() {
+                return Err(Error::System(format!("cannot use {}: it is not a directory", path.display())));
+            }
             let handles_max = NonZeroUsize::new(HANDLES_MAX).unwrap_or(NonZeroUsize::MIN);
             let store = Store::open(path, StoreOptions { handles_max, evictable: false });
             let store = store.map_err(|error| {

@@ -120,7 +120,7 @@ fn fallback_tag_goes_with_what_it_is_about() {
     let contents = Contents::read(tree.layout(), &repository("r")).expect("a repository");
     assert_eq!(gone(&contents.tag(&"1".parse().unwrap()), &names), "1 A F S fallback-A");
     assert_eq!(gone(&contents.untagged(|_| false), &names), "");
-    assert_eq!(gone(&contents.tag(&fallback(&a)), &names), "F S fallback-A");
+    assert_eq!(gone(&contents.tag(&fallback(&a)), &names), "F fallback-A");
 
     let b = tree.image("r", Some("1"), &["b"]);
     let contents = Contents::read(tree.layout(), &repository("r")).expect("a repository");

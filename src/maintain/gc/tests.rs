@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::mpsc;
 use std::thread;
@@ -220,6 +221,26 @@ fn manifest_that_is_pushed_again_is_young() {
     let options = GcOptions { expire_manifests: Some(Duration::from_hours(24)), ..GcOptions::default() };
     assert_eq!(tree.gc(&options), []);
     assert!(tree.has_manifest("a", &named));
+}
+
+#[test]
+fn image_that_is_pushed_again_during_a_run_keeps_its_tag() {
+    for phase in ["looking at what is referred to", "removing manifests"] {
+        let tree = Tree::new();
+        let again = tree.image("a", Some("1"), &["c1"]);
+        let other = tree.image("a", Some("2"), &["c2"]);
+        tree.age();
+        let options = GcOptions { expire_manifests: Some(Duration::from_hours(24)), ..GcOptions::default() };
+        let collected = tree.gc_with(&options, |event| {
+            if matches!(event, Event::Phase(now) if now == phase) {
+                assert_eq!(tree.put("a", Some("1"), &image(&["c1"])), Ok(again));
+            }
+        });
+        assert_eq!(collected.expect("collected").tags, 1);
+        assert_eq!(tree.tags("a"), BTreeSet::from(["1".to_owned()]));
+        assert!(tree.has_manifest("a", &again) && !tree.has_manifest("a", &other));
+        tree.assert_exact();
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::super::fixture::{Tree, digest, fallback, image, index, removing, repository};
+use super::super::fixture::{LONG_AGO, Tree, digest, fallback, image, index, removing, repository};
 use super::*;
 
 fn refused(tree: &Tree, image: &str) -> RemoveError {
@@ -58,6 +58,7 @@ fn repository_goes_and_those_below_it_stay() {
     let tree = Tree::new();
     tree.image("a", Some("1"), &["c1", "shared"]);
     tree.blob("a", "never named");
+    tree.set_age(&digest(b"never named"), LONG_AGO);
     tree.image("a/b", Some("1"), &["c2", "shared"]);
     tree.image("ab", Some("1"), &["c3"]);
     tree.rm("a");
@@ -164,6 +165,22 @@ fn promise_that_is_newer_than_the_image_keeps_a_blob_for_later() {
         promise(&tree);
         tree.rm("a:1");
         assert_eq!(tree.held(), BTreeSet::from([digest(b"shared")]));
+    }
+}
+
+#[test]
+fn push_that_began_before_a_removal_goes_on_after_it() {
+    for removed in ["a:1", "a"] {
+        let tree = Tree::new();
+        tree.image("a", Some("1"), &["c1", "base"]);
+        assert!(tree.promise("a", &digest(b"base")));
+        tree.blob("a", "c2");
+        tree.blob("a", "new");
+        tree.rm(removed);
+        assert_eq!(tree.tags("a"), tags(&[]));
+        assert!(!tree.has_link("a", &digest(b"c1")));
+        tree.put("a", Some("2"), &image(&["c2", "base", "new"])).expect(removed);
+        tree.assert_exact();
     }
 }
 

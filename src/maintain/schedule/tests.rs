@@ -32,7 +32,7 @@ fn on_local_set(future: impl Future<Output = ()>) {
 fn a_job_is_due_by_what_its_lock_file_says() {
     let root = tempfile::tempdir().unwrap();
     let job = job(root.path(), HOUR, |_| Box::pin(async { Ran::Stopped }));
-    let ran = |ago: Duration| open(&job.lock).unwrap().set_modified(SystemTime::now() - ago).unwrap();
+    let ran = |ago: Duration| open_lock(&job.lock).unwrap().set_modified(SystemTime::now() - ago).unwrap();
     on_local_set(async {
         assert_eq!(due(&job, &mut None).await, HOUR, "there is no tree");
         assert!(!job.lock.exists());
@@ -48,7 +48,7 @@ fn a_job_is_due_by_what_its_lock_file_says() {
         let wait = due(&job, &mut last).await;
         assert!(wait > HOUR / 2 && wait < HOUR, "{wait:?}");
         // A clock that was set back must not put it off for ever.
-        open(&job.lock).unwrap().set_modified(SystemTime::now() + HOUR * 1000).unwrap();
+        open_lock(&job.lock).unwrap().set_modified(SystemTime::now() + HOUR * 1000).unwrap();
         assert_eq!(due(&job, &mut last).await, HOUR);
         assert_eq!(due(&job, &mut last).await, Duration::ZERO);
     });
@@ -67,7 +67,7 @@ fn what_a_run_comes_to_is_noted_unless_it_was_interrupted() {
         let job = job(root.path(), HOUR, move |_| Box::pin(async move { ran() }));
         fs::create_dir(root.path().join("locks")).unwrap();
         let long_ago = SystemTime::now() - HOUR * 2;
-        open(&job.lock).unwrap().set_modified(long_ago).unwrap();
+        open_lock(&job.lock).unwrap().set_modified(long_ago).unwrap();
         on_local_set(async {
             let wait = attempt(&job, &Stop::new()).await;
             assert_eq!(wait < HOUR, matches!(ran(), Ran::Busy));

@@ -1,8 +1,11 @@
+use std::os::unix::fs::PermissionsExt;
+
 use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
 use crate::oci::Algorithm;
+use crate::sys::as_another;
 
 struct Fixture {
     _root: TempDir,
@@ -222,4 +225,14 @@ fn a_small_file_is_published_once() {
     assert_eq!(fs::read(fixture.layout.blob(&fixture.digest)).expect("a blob"), fixture.content);
     let left = fs::read_dir(fixture.layout.temporary()).expect("a directory").count();
     assert_eq!(left, 0, "temporary files are gone");
+}
+
+#[test]
+fn lock_that_another_user_made_can_be_taken() {
+    let Fixture { _root: root, layout, digest, .. } = fixture(1);
+    drop(lock_shard(&layout, &digest).unwrap());
+    for (path, mode) in [(root.path(), 0o755), (&layout.locks(), 0o755), (&layout.lock(&digest), 0o644)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    as_another(54_321, 54_321, || drop(lock_shard(&layout, &digest).unwrap()));
 }

@@ -87,10 +87,78 @@ fn blobs_without_repositories_are_an_error() {
 fn symbolic_links_to_directories_are_errors() {
     let tree = Tree::new();
     tree.file("a/_layers/x", "");
-    symlink("nowhere", tree.layout.repositories().join("dangling")).unwrap();
+    symlink("a/_layers/x", tree.layout.repositories().join("to-a-file")).unwrap();
     assert_eq!(tree.repositories().unwrap().len(), 1);
     symlink("a", tree.layout.repositories().join("b")).unwrap();
     assert!(matches!(tree.repositories(), Err(WalkError::Symlink { path }) if path.ends_with("b")));
+}
+
+/// Every place that leads to links, and the links.
+fn places() -> [String; 9] {
+    let revisions = "team/app/_manifests/revisions";
+    let tags = "team/app/_manifests/tags";
+    [
+        "team".to_owned(),
+        "team/app/_manifests".to_owned(),
+        revisions.to_owned(),
+        format!("{revisions}/sha256"),
+        format!("{revisions}/sha256/{}", hex(EMPTY)),
+        tags.to_owned(),
+        format!("{tags}/1"),
+        format!("{tags}/1/current"),
+        format!("{tags}/1/current/link"),
+    ]
+}
+
+fn found(tree: &Tree) -> Result<(), WalkError> {
+    for name in tree.repositories()? {
+        tree.revisions(&name)?;
+        tree.tags(&name)?;
+    }
+    Ok(())
+}
+
+fn image() -> Tree {
+    let tree = Tree::new();
+    tree.file(&format!("team/app/_manifests/revisions/sha256/{}/link", hex(EMPTY)), EMPTY);
+    tree.file("team/app/_manifests/tags/1/current/link", EMPTY);
+    tree.file("team/app/_layers/x", "");
+    found(&tree).unwrap();
+    tree
+}
+
+#[test]
+fn symbolic_links_that_lead_nowhere_are_not_absence() {
+    for place in places() {
+        let tree = image();
+        let path = tree.layout.repositories().join(&place);
+        let away = tree.layout.root().join("away");
+        fs::rename(&path, &away).unwrap();
+        found(&tree).unwrap();
+        symlink("/nonexistent/mount", &path).unwrap();
+        let error = found(&tree).expect_err(&place);
+        assert!(matches!(&error, WalkError::Symlink { path: at } if *at == path), "{place}: {error}");
+    }
+    let tree = image();
+    let path = tree.layout.repositories();
+    fs::rename(&path, tree.layout.root().join("away")).unwrap();
+    symlink("/nonexistent/mount", &path).unwrap();
+    assert!(matches!(tree.repositories(), Err(WalkError::Symlink { path: at }) if at == path));
+}
+
+#[test]
+fn files_in_place_of_directories_are_not_absence() {
+    for place in ["_manifests", "_manifests/revisions", "_manifests/tags", "_manifests/tags/1/current"] {
+        let tree = image();
+        let path = tree.layout.repositories().join("team/app").join(place);
+        fs::remove_dir_all(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        let error = found(&tree).expect_err(place);
+        assert!(
+            matches!(&error, WalkError::Unreadable { path: at, .. } if at.starts_with(&path)),
+            "{place}: {error}"
+        );
+    }
 }
 
 #[test]

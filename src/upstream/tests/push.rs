@@ -63,6 +63,28 @@ async fn a_stream_is_appended_and_the_upload_ended_where_it_then_is() {
     assert!(seen[2].target.starts_with(&format!("{UPLOADS}1?s=5&digest=")), "{}", seen[2].target);
 }
 
+/// Other clients never look at what a registry says of a stream that it took; some say nothing.
+#[tokio::test]
+async fn a_registry_that_does_not_say_what_it_has_took_what_was_sent() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "PATCH" => Reply::status(202).header("Location", "1"),
+        _ => Reply::status(202).header("Location", format!("{UPLOADS}1")),
+    });
+    let upstream = pushing(&server.url());
+    let (repository, digest) = (repository(), digest_of(b"hello"));
+    for length in [Some(5), None] {
+        let session = upstream.begin_upload(&repository, &digest).await.unwrap();
+        let (sender, stream) = upstream.piece_stream(length);
+        let feed = async {
+            sender.send(Bytes::from_static(b"hello")).await.unwrap();
+            let _ = sender.end().await;
+        };
+        let appending = upstream.append(&repository, &digest, &session, length, stream);
+        let (session, ()) = tokio::join!(appending, feed);
+        assert_eq!(session.unwrap().received(), 5, "{length:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_goes_on_behind_a_break_says_where() {
     let server = registry();

@@ -26,9 +26,9 @@ const COMMANDS: [&[&str]; 6] = [
 fn as_anybody(root: &Path, arguments: &[&str]) -> Finished {
     let mut command = Command::new("setpriv");
     command.arg("--bounding-set=-dac_override,-dac_read_search").arg(binary()).args(arguments);
-    super::VARIABLES.iter().for_each(|variable| {
+    for variable in super::VARIABLES {
         command.env_remove(variable);
-    });
+    }
     tools::run(command.arg("--local").arg(root))
 }
 
@@ -182,6 +182,32 @@ fn repositories_that_are_gone() {
         fs::rename(&path, copy.home().join("elsewhere")).expect("our own directory");
         path
     });
+}
+
+/// Were it not mounted, what is in it would seem to be gone.
+#[test]
+fn directory_of_another_filesystem() {
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            tools::succeed(Command::new("umount").arg(&self.0));
+        }
+    }
+
+    let copy = copy();
+    let at = copy.repository_path("elsewhere");
+    fs::create_dir(&at).expect("our own directory");
+    tools::succeed(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at));
+    let mounted = Mounted(at);
+    fs::create_dir_all(mounted.0.join("app/_manifests")).expect("our own directory");
+    let before = Snapshot::take(&copy.registry_path());
+    for arguments in COMMANDS {
+        let finished = as_anybody(&copy.root(), arguments);
+        assert_exit(&finished, 1);
+        // Single repositories of the tree itself can be looked at before the whole is.
+        assert!(finished.stderr.contains("elsewhere: is on another filesystem"), "{}", finished.stderr);
+    }
+    before.assert_same(&Snapshot::take(&copy.registry_path()), "a directory is mounted");
 }
 
 #[test]

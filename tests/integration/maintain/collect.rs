@@ -172,12 +172,15 @@ fn manifests_expire_with_their_tags() {
     let copy = original.again();
     exactly(&copy, &["gc", "--expire-manifests", "30d", "--grace", "0s"], &collected(&original.tree()));
     // What was pulled an hour ago counts as young from then.
-    let copy = original.again();
-    refresh(&copy);
-    let blob = copy.blob_path(&sha256_of(&copy, "one"));
-    let now = fs::FileTimes::new().set_accessed(std::time::SystemTime::now());
-    File::open(&blob).and_then(|file| file.set_times(now)).expect("our own directory");
-    let pushed = copy.again();
+    let pulled = |copy: &Copy| {
+        refresh(copy);
+        let blob = copy.blob_path(&sha256_of(copy, "one"));
+        let now = fs::FileTimes::new().set_accessed(std::time::SystemTime::now());
+        File::open(&blob).and_then(|file| file.set_times(now)).expect("our own directory");
+    };
+    let (pushed, copy) = (original.again(), original.again());
+    pulled(&pushed);
+    pulled(&copy);
     let expire = ["gc", "--expire-manifests", "1h", "--grace", "0s", "--expire-from"];
     done(&copy.root(), &[&expire[..], &["pull"]].concat());
     let left = copy.tree();

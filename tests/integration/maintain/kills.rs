@@ -21,9 +21,9 @@ fn killed_at(copy: &Copy, arguments: &[&str], calls: &str, number: u32) -> bool 
     strace.args(["-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
     strace.args(["-e", &format!("inject={calls}:signal=KILL:when={number}")]);
     strace.arg(binary()).args(arguments).arg("--local").arg(copy.root());
-    super::VARIABLES.iter().for_each(|variable| {
+    for variable in super::VARIABLES {
         strace.env_remove(variable);
-    });
+    }
     let finished = tools::run(&mut strace);
     // strace ends as what it traced did.
     let code = finished.status.code();
@@ -126,9 +126,9 @@ fn killed_at_any_moment() {
         child.kill().expect("our own child");
         let status = tools::wait(&mut child, PATIENCE).expect("SIGKILL ends it");
         if status.success() {
-            ended += 1
+            ended += 1;
         } else {
-            cut += 1
+            cut += 1;
         }
         assert_recovers(&copy, &before, &format!("round {round}"));
     }

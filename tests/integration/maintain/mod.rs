@@ -6,6 +6,7 @@
 mod closed;
 mod collect;
 mod kills;
+mod owners;
 mod pulls;
 mod races;
 mod reference;
@@ -39,9 +40,9 @@ fn temporary() -> TempDir {
 /// The program with these arguments, in an environment that says nothing of trees.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    VARIABLES.iter().for_each(|variable| {
+    for variable in VARIABLES {
         command.env_remove(variable);
-    });
+    }
     command.args(arguments);
     command
 }
@@ -90,11 +91,11 @@ fn exactly(copy: &Copy, arguments: &[&str], expected: &Tree) {
     let tree = copy.tree();
     // After the tree was read: reading it leaves traces.
     let before = Snapshot::take(&root);
-    let dry = done(&root, &[&arguments[..], &["--dry-run", "--json"]].concat());
-    let said = done(&root, &[&arguments[..], &["--dry-run"]].concat());
+    let dry = done(&root, &[arguments, &["--dry-run", "--json"]].concat());
+    let said = done(&root, &[arguments, &["--dry-run"]].concat());
     assert!(!said.trim().is_empty(), "a person is told nothing");
     before.assert_same(&Snapshot::take(&root), "a dry run");
-    let run = done(&root, &[&arguments[..], &["--json"]].concat());
+    let run = done(&root, &[arguments, &["--json"]].concat());
     assert_eq!(told(&dry), told(&run), "{arguments:?}: the dry run said something else than the run");
     let after = copy.tree();
     after.assert_is(expected, &format!("{arguments:?}"));

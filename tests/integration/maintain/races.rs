@@ -396,7 +396,9 @@ const AGED: Duration = Duration::from_secs(10);
 /// Makes all blobs and their links older. No collection is under way meanwhile, as it would have the right to be misled.
 fn make_older(local: &Path) {
     fs::create_dir_all(local.join("locks")).expect("our own directory");
-    let lock = File::create(local.join("locks/gc")).expect("our own directory");
+    // Its time says when a collection was last done: it is left alone.
+    let lock = File::options().write(true).create(true).truncate(false).open(local.join("locks/gc"));
+    let lock = lock.expect("our own directory");
     lock.lock().expect("a lock");
     let registry = local.join("docker/registry/v2");
     let young = SystemTime::now() - AGED / 2;

@@ -414,7 +414,7 @@ impl Tree {
             difference("is left", &found.lines(), &expected.lines()),
             difference("is missing", &expected.lines(), &found.lines()),
         ];
-        assert!(found == expected, "{what}:\n{}", differences.concat());
+        assert!(found == expected, "{what}:\n{}", differences.join("\n"));
     }
 
     /// Everything in it, one thing a line.
@@ -489,7 +489,7 @@ fn name(path: &Path) -> String {
 }
 
 fn difference(what: &str, left: &BTreeSet<String>, right: &BTreeSet<String>) -> String {
-    left.difference(right).map(|line| format!("  {what}: {line}\n")).collect()
+    left.difference(right).map(|line| format!("  {what}: {line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn digests(list: &Value, key: &str) -> Vec<String> {

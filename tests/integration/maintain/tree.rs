@@ -243,7 +243,9 @@ fn multi_platform(addr: SocketAddr, layout: &Path, names: &mut Names) {
         entry["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest",
             "vnd.docker.reference.digest": platform.digest()});
         manifests.push(entry);
-        [&statement, &config, &manifest].into_iter().for_each(|bytes| put(bytes));
+        for bytes in [&statement, &config, &manifest] {
+            put(bytes);
+        }
     }
     let index =
         json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).to_string().into_bytes();
@@ -385,7 +387,9 @@ fn by_hand(root: &Path) {
     let repository = Plain { root, name: "sparse" };
     let present = Image::new(601, "amd64", &[200]);
     let absent = Image::new(611, "arm64", &[200]);
-    present.blobs.iter().for_each(|blob| repository.layer(blob));
+    for blob in &present.blobs {
+        repository.layer(blob);
+    }
     repository.revision(&present.manifest);
     let index = crate::support::images::index(&[present, absent]);
     repository.tag("v1", &index);
@@ -444,7 +448,9 @@ pub(super) fn write(path: &Path, bytes: &[u8]) {
 /// Makes everything so much older than it is; what was later stays later.
 pub(super) fn age(path: &Path, by: Duration) {
     if path.is_dir() {
-        entries(path).iter().for_each(|entry| age(entry, by));
+        for entry in entries(path) {
+            age(&entry, by);
+        }
     }
     let file = File::open(path).expect("our own directory");
     let modified = file.metadata().and_then(|meta| meta.modified()).expect("a time");

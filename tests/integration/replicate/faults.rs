@@ -9,7 +9,7 @@ use crate::support::plan::Gate;
 use crate::support::process::Spliceway;
 use crate::support::push::{Repository, assert_tree_is_right};
 use crate::support::registry::Registry;
-use crate::support::relay::{Fault, Relay, Reply};
+use crate::support::relay::{Fault, Passed, Relay, Reply};
 use crate::support::{MIB, sha256};
 
 /// An image with one layer of 4 MiB at a new docker-registry; the layer's digest.
@@ -53,7 +53,7 @@ fn a_source_that_dies_midway_and_comes_back() {
             "not from its beginning:\n{}",
             source.lines()
         );
-        let moved: u64 = asked.iter().map(|one| one.down()).sum();
+        let moved: u64 = asked.iter().map(Passed::down).sum();
         assert!(moved < 5 * MIB as u64, "{moved} bytes for 4 MiB:\n{}", source.lines());
     }
 }

@@ -1,15 +1,18 @@
 //! Lists of repositories and tags: long, in pages, empty, broken.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::json;
 
 use super::command::{copy, directory};
 use super::content::{catalog, small, tags};
-use crate::support::images::{Image, OCI_MANIFEST};
+use crate::support::images::Image;
 use crate::support::listener::RequestHead;
 use crate::support::process::Spliceway;
 use crate::support::push::{Repository, strings};
 use crate::support::registry::Registry;
-use crate::support::relay::{Fault, Relay, Reply};
+use crate::support::relay::{Fault, Passed, Relay, Reply};
 use crate::support::sha256;
 
 /// More than any page has.
@@ -29,12 +32,17 @@ fn page(head: &RequestHead, key: &str, entries: &[String], size: usize, absolute
     Fault::Answer(reply)
 }
 
-fn many_tags(repository: &Repository) -> (Image, Vec<String>) {
+/// An image under many tags, written into the directory: requests for so many would take their time.
+fn many_tags(root: &Path, repository: &Repository) -> (Image, Vec<String>) {
     let image = Image::new(301, "amd64", &[100]);
-    repository.push_blobs(&image);
+    repository.push_image("nightly-0", &image);
+    let directory = root.join("docker/registry/v2/repositories/team/app/_manifests/tags");
     let mut names: Vec<String> = (0..MANY).map(|number| format!("nightly-{number}")).collect();
     for name in &names {
-        repository.put(name, OCI_MANIFEST, &image.manifest).expect(201);
+        let current = directory.join(name).join("current");
+        fs::create_dir_all(&current)
+            .and_then(|()| fs::write(current.join("link"), image.digest()))
+            .expect("our own");
     }
     names.sort();
     (image, names)
@@ -44,23 +52,19 @@ fn many_tags(repository: &Repository) -> (Image, Vec<String>) {
 fn a_thousand_tags() {
     let from = Spliceway::start(|_| ());
     let theirs = Repository::new(from.addr(), "team/app");
-    let (image, names) = many_tags(&theirs);
+    let (image, names) = many_tags(&from.data().join("local"), &theirs);
     let source = Relay::before(from.addr());
     let to = Spliceway::start(|_| ());
     let root = to.data().join("local");
-    let registry = Registry::plain();
-    for (to, addr) in [(directory(&root), to.addr()), (registry.url(), registry.addr())] {
-        source.forget();
-        copy(&source.url(), &to, &[]).succeeded();
-        assert_eq!(tags(addr, "team/app"), names);
-        theirs.at(addr).assert_holds("nightly-1000", &image);
-        let pages = source.seen("GET", "/tags/list").len();
-        assert!(pages > 1, "so many tags come in pages: {pages}");
-        // The image is one: its content comes once, whatever it is called.
-        let bytes: u64 = source.passed().iter().filter(|one| one.is_download()).map(|one| one.down()).sum();
-        let whole: usize = image.blobs.iter().map(Vec::len).sum();
-        assert_eq!(bytes, whole as u64);
-    }
+    copy(&source.url(), &directory(&root), &[]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), names);
+    theirs.at(to.addr()).assert_holds("nightly-1000", &image);
+    let pages = source.seen("GET", "/tags/list").len();
+    assert!(pages > 1, "so many tags come in pages: {pages}");
+    // The image is one: its content comes once, whatever it is called.
+    let bytes: u64 = source.passed().iter().filter(|one| one.is_download()).map(Passed::down).sum();
+    let whole: usize = image.blobs.iter().map(Vec::len).sum();
+    assert_eq!(bytes, whole as u64);
 }
 
 #[test]
@@ -207,4 +211,24 @@ fn a_digest_under_many_names_is_looked_at_once() {
     for blob in &image.blobs {
         assert_eq!(source.seen("GET", &format!("/blobs/{}", sha256(blob))).len(), 1);
     }
+}
+
+/// A list of a part of what there is (by the rights of who asks) is no list of what is named, and is not asked for.
+#[test]
+fn what_is_named_need_not_be_listed() {
+    let from = Registry::plain();
+    let image = small(from.addr(), "hidden/app", "1", 381);
+    small(from.addr(), "listed/app", "1", 382);
+    let source = Relay::before(from.addr());
+    let partial = Reply::new(200, r#"{"repositories":["listed/app"]}"#);
+    source.always("GET", "/v2/_catalog", Fault::Answer(partial));
+    let to = Registry::plain();
+    copy(&source.url(), &to.url(), &["--include", "hidden/app"]).succeeded();
+    Repository::new(to.addr(), "hidden/app").assert_holds("1", &image);
+    assert_eq!(source.seen("GET", "/v2/_catalog").len(), 0, "{}", source.lines());
+    let to = Registry::plain();
+    copy(&source.url(), &to.url(), &["--include", "hidden/app", "--include", "listed/*"]).succeeded();
+    assert_eq!(catalog(to.addr()), ["hidden/app", "listed/app"]);
+    // What nobody has is no success.
+    copy(&source.url(), &to.url(), &["--include", "nosuch/app"]).failed(&["nosuch/app"]);
 }

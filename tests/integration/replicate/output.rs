@@ -9,7 +9,7 @@ use crate::support::plan::Gate;
 use crate::support::process::Spliceway;
 use crate::support::push::Repository;
 use crate::support::registry::Registry;
-use crate::support::relay::{Fault, Relay, Reply};
+use crate::support::relay::{Fault, Passed, Relay, Reply};
 use crate::support::{MIB, eventually, sha256};
 
 /// The most that may be resident.
@@ -41,7 +41,7 @@ fn events() {
     let failure = &done["failures"][0];
     assert_eq!(failure["what"], "bad/app:1");
     assert!(failure["why"].as_str().is_some_and(|why| why.contains("404")), "{failure}");
-    let moved: u64 = source.passed().iter().filter(|one| one.is_download()).map(|one| one.down()).sum();
+    let moved: u64 = source.passed().iter().filter(|one| one.is_download()).map(Passed::down).sum();
     // What the relay sent for the blob that failed is the error's own body.
     assert!((moved - 20..=moved).contains(&number("bytes_copied")), "{moved} {done}");
     for (repository, tag) in &images {
@@ -89,11 +89,7 @@ fn a_dry_run() {
         assert!(snapshot(&data) == before, "a dry run changes something");
         let changes = target.passed().iter().any(|one| !matches!(one.method(), "GET" | "HEAD"));
         assert!(!changes, "{}", target.lines());
-        assert!(
-            !source.passed().iter().any(super::super::support::relay::Passed::is_download),
-            "{}",
-            source.lines()
-        );
+        assert!(!source.passed().iter().any(Passed::is_download), "{}", source.lines());
         let text = copy(&source.url(), &to, &["--dry-run", "--delete"]).succeeded().said();
         for words in ["team/app:v1", "team/app:latest", "docker:1", "team/app:stale"] {
             assert!(text.contains(words), "{words} is not named:\n{text}");
@@ -216,7 +212,7 @@ fn a_slow_target_holds_the_source_back() {
     gate.wait_reached();
     // Until nothing moves any more.
     let layer = sha256(image.layer(0));
-    let received = || source.seen("GET", &layer).iter().map(|one| one.down()).sum::<u64>();
+    let received = || source.seen("GET", &layer).iter().map(Passed::down).sum::<u64>();
     let mut before = 0;
     eventually("the source to stand still", || {
         std::thread::sleep(std::time::Duration::from_millis(100));

@@ -8,6 +8,7 @@ use crate::support::images::{Image, OCI_INDEX, OCI_MANIFEST, descriptor};
 use crate::support::process::Spliceway;
 use crate::support::push::Repository;
 use crate::support::registry::Registry;
+use crate::support::relay::{Fault, Relay, Reply};
 use crate::support::sha256;
 
 /// An image with a signature, which has a signature itself, and an SBOM of one child; what a source is to hold.
@@ -225,5 +226,87 @@ fn a_long_chain_ends() {
         finished.failed(&["team/app"]);
     } else {
         finished.succeeded();
+    }
+}
+
+/// An image that was promoted by a second name is signed under that name too: what refers to it belongs to the repository.
+#[test]
+fn the_same_image_in_two_repositories() {
+    let from = Spliceway::start(|_| ());
+    let image = Image::new(291, "amd64", &[100]);
+    let subject = descriptor(OCI_MANIFEST, &image.manifest);
+    let repositories = ["dev/app", "prod/app"].map(|name| Repository::new(from.addr(), name));
+    let mut signature = Vec::new();
+    for theirs in &repositories {
+        theirs.push_image("1", &image);
+        signature = artifact(theirs, "", Some(&subject), b"a signature");
+    }
+    let to = Spliceway::start(|_| ());
+    copy(&format!("http://{}", from.addr()), &directory(&to.data().join("local")), &[]).succeeded();
+    for theirs in &repositories {
+        assert_eq!(listed(&theirs.at(to.addr()), &image.digest()), [sha256(&signature)]);
+    }
+}
+
+/// What is said later of an image that does not change, of its children and of its signatures, comes with a later run; so
+/// does what failed before.
+#[test]
+fn what_is_said_later() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let (tree, registry, plain) = (Spliceway::start(|_| ()), Spliceway::start(|_| ()), Registry::plain());
+    let places = [
+        (directory(&tree.data().join("local")), tree.addr()),
+        (format!("http://{}", registry.addr()), registry.addr()),
+        (plain.url(), plain.addr()),
+    ];
+    let source = Relay::before(from.addr());
+    source.always("GET", &sha256(&signed.bill), Fault::Answer(Reply::new(404, "{}")));
+    for (to, _) in &places {
+        copy(&source.url(), to, &[]).failed(&[&sha256(&signed.bill)]);
+    }
+    source.heal();
+    let later =
+        artifact(&theirs, "", Some(&descriptor(OCI_MANIFEST, &signed.signature)), b"another signature");
+    for (to, addr) in &places {
+        copy(&source.url(), to, &[]).succeeded();
+        let ours = theirs.at(*addr);
+        assert_same(&theirs, &ours, &sha256(&signed.bill));
+        assert_same(&theirs, &ours, &sha256(&later));
+    }
+}
+
+/// The same by tags, where only some tags are chosen.
+#[test]
+fn a_signature_of_a_child_that_comes_later() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Registry::plain();
+    copy(&from.url(), &to.url(), &["--include", "team/app:1"]).succeeded();
+    let tag = format!("{}.sig", fallback(&signed.child));
+    artifact(&theirs, &tag, None, b"a signature");
+    copy(&from.url(), &to.url(), &["--include", "team/app:1"]).succeeded();
+    assert_eq!(status(&theirs.at(to.addr()), &tag), 200);
+}
+
+/// Who has no list of referrers may say so in other ways than by 404.
+#[test]
+fn a_registry_that_does_not_know_the_question() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    signed.write_fallback_tags(&theirs);
+    for refused in [400, 405, 501] {
+        let to = Registry::plain();
+        let (source, target) = (Relay::before(from.addr()), Relay::before(to.addr()));
+        for relay in [&source, &target] {
+            relay.always("GET", "/referrers/", Fault::Answer(Reply::new(refused, "{}")));
+        }
+        copy(&source.url(), &target.url(), &[]).succeeded();
+        for (subject, referrer) in signed.pairs() {
+            assert_eq!(tagged(&theirs.at(to.addr()), &subject), [sha256(referrer)]);
+        }
     }
 }

@@ -4,19 +4,19 @@
 //! One thread a client's connection, one connection to the registry for each; a request is over before the next is read.
 //! Bytes are counted as bodies, without their framing.
 
+mod body;
+
 use std::cell::Cell;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use self::body::{Body, BodyFault, Broken, Framing};
 use super::PATIENCE;
 use super::listener::{Listener, RequestHead, read_headers};
 use super::plan::Gate;
-
-/// Passed on at once.
-const PIECE: u64 = 16 * 1024;
 
 /// How one request goes wrong. Offsets are those of the body meant.
 #[derive(Clone)]
@@ -62,17 +62,20 @@ impl Reply {
     }
 
     fn bytes(&self, method: &str) -> Vec<u8> {
-        let mut text = format!("HTTP/1.1 {} Relayed\r\n", self.status);
-        for (name, value) in &self.headers {
-            text += &format!("{name}: {value}\r\n");
-        }
-        text += &format!("Content-Length: {}\r\n\r\n", self.body.len());
-        let mut bytes = text.into_bytes();
+        let length = ("Content-Length".to_owned(), self.body.len().to_string());
+        let headers = self.headers.iter().chain([&length]);
+        let mut bytes = head_bytes(&format!("HTTP/1.1 {} Relayed\r\n", self.status), headers);
         if method != "HEAD" {
             bytes.extend(&self.body);
         }
         bytes
     }
+}
+
+/// A head: its first line, and its fields.
+fn head_bytes<'a>(line: &str, headers: impl IntoIterator<Item = &'a (String, String)>) -> Vec<u8> {
+    let fields = headers.into_iter().flat_map(|(name, value)| [name, ": ", value, "\r\n"]);
+    [line].into_iter().chain(fields).chain(["\r\n"]).collect::<String>().into_bytes()
 }
 
 /// One request that came through.
@@ -390,12 +393,8 @@ fn relay(
         *registry = Some(Side::new(TcpStream::connect_timeout(&state.registry, PATIENCE)?)?);
     }
     let registry = registry.as_mut().expect("just connected");
-    let mut text = format!("{} {} HTTP/1.1\r\n", head.method, head.target());
-    for (name, value) in head.headers() {
-        text += &format!("{name}: {value}\r\n");
-    }
-    text += "\r\n";
-    registry.stream.write_all(text.as_bytes())?;
+    let line = format!("{} {} HTTP/1.1\r\n", head.method, head.target());
+    registry.stream.write_all(&head_bytes(&line, head.headers()))?;
     match up.pass(&mut client.reader, &mut registry.stream) {
         Ok(()) => {}
         Err(Broken::Source(error)) => return Err(error),
@@ -449,12 +448,7 @@ fn answer(
         Fault::HoldHead(gate) => gate.pass(),
         _ => {}
     }
-    let mut text = line;
-    for (name, value) in &headers {
-        text += &format!("{name}: {value}\r\n");
-    }
-    text += "\r\n";
-    client.stream.write_all(text.as_bytes())?;
+    client.stream.write_all(&head_bytes(&line, &headers))?;
     down.pass(&mut registry.reader, &mut client.stream)?;
     Ok(!closes)
 }
@@ -485,163 +479,5 @@ impl Side {
 impl Drop for Side {
     fn drop(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Both);
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Framing {
-    None,
-    Length(u64),
-    Chunked,
-    UntilClose,
-}
-
-impl Framing {
-    fn of_request(head: &RequestHead) -> Self {
-        if head.header("transfer-encoding").is_some() {
-            return Self::Chunked;
-        }
-        head.header("content-length").and_then(|length| length.parse().ok()).map_or(Self::None, Self::Length)
-    }
-}
-
-/// What happens to a body on its way.
-#[derive(Clone, Default)]
-struct BodyFault {
-    cut: Option<u64>,
-    flip: Option<u64>,
-    hold: Option<(u64, Gate)>,
-}
-
-impl BodyFault {
-    fn of_request(fault: &Fault) -> Self {
-        match fault {
-            Fault::CutRequest(at) => Self { cut: Some(*at), ..Self::default() },
-            Fault::HoldRequest(at, gate) => Self { hold: Some((*at, gate.clone())), ..Self::default() },
-            _ => Self::default(),
-        }
-    }
-
-    fn of_answer(fault: &Fault) -> Self {
-        match fault {
-            Fault::CutAnswer(at) => Self { cut: Some(*at), ..Self::default() },
-            Fault::Flip(at) => Self { flip: Some(*at), ..Self::default() },
-            Fault::HoldAnswer(at, gate) => Self { hold: Some((*at, gate.clone())), ..Self::default() },
-            _ => Self::default(),
-        }
-    }
-}
-
-/// Which end of a body's way broke.
-enum Broken {
-    Source(io::Error),
-    Target(io::Error),
-}
-
-impl From<Broken> for io::Error {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Source(error) | Broken::Target(error) => error,
-        }
-    }
-}
-
-struct Body<'a> {
-    framing: Framing,
-    fault: BodyFault,
-    count: &'a AtomicU64,
-    /// Left with the last piece of a known length.
-    place: Option<&'a Place<'a>>,
-}
-
-impl Body<'_> {
-    /// Passes the body on in its framing.
-    fn pass(&self, from: &mut BufReader<TcpStream>, to: &mut impl io::Write) -> Result<(), Broken> {
-        match self.framing {
-            Framing::None => Ok(()),
-            Framing::Length(length) => self.bytes(from, to, length).map(drop),
-            Framing::UntilClose => self.bytes(from, to, u64::MAX).map(drop),
-            Framing::Chunked => loop {
-                let line = line(from)?;
-                to.write_all(&line).map_err(Broken::Target)?;
-                let text = String::from_utf8_lossy(&line);
-                let size = text.split(';').next().unwrap_or_default().trim();
-                let size =
-                    u64::from_str_radix(size, 16).map_err(|error| Broken::Source(io::Error::other(error)))?;
-                if size > 0 {
-                    self.bytes(from, to, size)?;
-                    to.write_all(&self::line(from)?).map_err(Broken::Target)?;
-                    continue;
-                }
-                loop {
-                    let trailer = self::line(from)?;
-                    to.write_all(&trailer).map_err(Broken::Target)?;
-                    if trailer == b"\r\n" {
-                        return Ok(());
-                    }
-                }
-            },
-        }
-    }
-
-    /// Passes `len` bytes on, or all until the end if that comes first and is one.
-    fn bytes(
-        &self,
-        from: &mut BufReader<TcpStream>,
-        to: &mut impl io::Write,
-        len: u64,
-    ) -> Result<(), Broken> {
-        let mut left = len;
-        let mut held = false;
-        let mut piece = vec![0; usize::try_from(PIECE).expect("small")];
-        while left > 0 {
-            let at = self.count.load(Ordering::SeqCst);
-            if self.fault.cut.is_some_and(|cut| at >= cut) {
-                return Err(Broken::Source(io::Error::other("cut as planned")));
-            }
-            let mut most = left.min(PIECE);
-            if let Some(cut) = self.fault.cut {
-                most = most.min(cut - at);
-            }
-            match &self.fault.hold {
-                Some((hold, gate)) if at >= *hold && !held => {
-                    gate.pass();
-                    held = true;
-                }
-                Some((hold, _)) if at < *hold => most = most.min(hold - at),
-                _ => {}
-            }
-            let piece = &mut piece[..usize::try_from(most).expect("a piece is small")];
-            let read = from.read(piece).map_err(Broken::Source)?;
-            if read == 0 {
-                if len == u64::MAX {
-                    return Ok(());
-                }
-                return Err(Broken::Source(io::ErrorKind::UnexpectedEof.into()));
-            }
-            if let Some(flip) = self.fault.flip
-                && (at..at + read as u64).contains(&flip)
-            {
-                piece[usize::try_from(flip - at).expect("within the piece")] ^= 0xff;
-            }
-            if left == read as u64
-                && let Some(place) = self.place
-            {
-                place.leave();
-            }
-            to.write_all(&piece[..read]).map_err(Broken::Target)?;
-            self.count.fetch_add(read as u64, Ordering::SeqCst);
-            left -= read as u64;
-        }
-        Ok(())
-    }
-}
-
-fn line(from: &mut BufReader<TcpStream>) -> Result<Vec<u8>, Broken> {
-    let mut line = Vec::new();
-    match from.read_until(b'\n', &mut line) {
-        Ok(0) => Err(Broken::Source(io::ErrorKind::UnexpectedEof.into())),
-        Ok(_) => Ok(line),
-        Err(error) => Err(Broken::Source(error)),
     }
 }
