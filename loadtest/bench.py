@@ -81,7 +81,7 @@ class Bench:
 
     def copiers(self) -> list[Copier]:
         """Those that copy registries."""
-        return [peer for peer in self.peers if isinstance(peer, Copier)]
+        return [peer for peer in self.peers if isinstance(peer, Copier) and Role.COPY in peer.setups]
 
     def shortened(self, text: str) -> str:
         """A text for the raw data, without the paths of this run and of this checkout."""
