@@ -6,7 +6,7 @@ use super::command::{copy, directory};
 use super::content::{attested, manifest, small, status};
 use crate::support::images::Image;
 use crate::support::process::Spliceway;
-use crate::support::push::{Repository, assert_tree_is_right, blob_path};
+use crate::support::push::{Repository, assert_comes_to_be_right, assert_tree_is_right, blob_path};
 use crate::support::registry::Registry;
 use crate::support::relay::{Fault, Relay};
 use crate::support::{MIB, sha256};
@@ -82,7 +82,7 @@ fn a_byte_that_flips_on_the_way() {
             finished.failed(&["team/app:1", &layer]);
             assert_eq!(status(&ours, "1"), 404);
         }
-        assert_tree_is_right(&to.data());
+        assert_comes_to_be_right(&to.data());
     }
 }
 

@@ -7,7 +7,7 @@ use super::content::{assert_all_same, catalog, fill, small, status, tags};
 use crate::support::images::Image;
 use crate::support::plan::Gate;
 use crate::support::process::Spliceway;
-use crate::support::push::{Repository, assert_tree_is_right};
+use crate::support::push::{Repository, assert_comes_to_be_right, assert_tree_is_right};
 use crate::support::registry::Registry;
 use crate::support::relay::{Fault, Passed, Relay, Reply};
 use crate::support::{MIB, sha256};
@@ -152,7 +152,7 @@ fn an_upload_that_is_cut() {
         Repository::new(addr, "team/app").assert_holds("1", &image);
         assert!(!source.seen("GET", &layer).is_empty());
     }
-    assert_tree_is_right(&registry.data());
+    assert_comes_to_be_right(&registry.data());
     assert_tree_is_right(&spliceway.data().join("local"));
 }
 

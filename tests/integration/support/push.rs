@@ -4,12 +4,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::client::{Answer, Request};
 use super::images::{DOCKER_LIST, DOCKER_MANIFEST, Image, OCI_INDEX, OCI_MANIFEST};
 use super::process::entries;
 use super::registry::skopeo_copy;
-use super::{eventually, hex, sha256, sha512, tools};
+use super::{PATIENCE, eventually, hex, sha256, sha512, tools};
 
 /// The media types that a client knows, as it says so.
 const ACCEPT: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
@@ -433,37 +435,64 @@ pub(crate) fn blob_path(root: &Path, digest: &str) -> PathBuf {
 /// For a tree in which no blob was deleted: a blob's deletion may leave manifests that name it.
 #[track_caller]
 pub(crate) fn assert_tree_is_right(root: &Path) {
+    if let Err(wrong) = check_tree(root) {
+        panic!("{wrong}");
+    }
+}
+
+/// The same of a tree that a docker-registry writes, as soon as it rests.
+///
+/// It writes manifests and links in place: while it works on what a client that is gone has asked for, they are there
+/// without their content.
+#[track_caller]
+pub(crate) fn assert_comes_to_be_right(root: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(wrong) = check_tree(root) {
+        assert!(Instant::now() < deadline, "{wrong}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn check_tree(root: &Path) -> Result<(), String> {
     for algorithm in ["sha256", "sha512"] {
         for shard in entries(&root.join("docker/registry/v2/blobs").join(algorithm)) {
             for blob in entries(&shard) {
                 let name = blob.file_name().expect("a listed name").to_string_lossy().into_owned();
                 let Ok(bytes) = fs::read(blob.join("data")) else { continue };
                 let digest = if algorithm == "sha256" { sha256(&bytes) } else { sha512(&bytes) };
-                assert_eq!(hex(&digest), name, "a blob is not what its name says");
+                if hex(&digest) != name {
+                    return Err(format!("{} is not what its name says, but {digest}", blob.display()));
+                }
             }
         }
     }
-    assert_links_are_right(root, &repositories(root));
+    check_links(root, &repositories(root))
 }
 
-#[track_caller]
-fn assert_links_are_right(root: &Path, directory: &Path) {
+fn check_links(root: &Path, directory: &Path) -> Result<(), String> {
     for entry in entries(directory) {
         if entry.ends_with("_uploads") {
             continue;
         }
         if entry.is_dir() {
-            assert_links_are_right(root, &entry);
+            check_links(root, &entry)?;
         } else if entry.ends_with("link") {
-            let digest = fs::read_to_string(&entry).expect("a link");
-            let digest = digest.trim();
-            let blob = blob_path(root, digest);
-            assert!(blob.exists(), "{} leads to {digest}, which is not there", entry.display());
+            let link = fs::read_to_string(&entry).expect("a link");
+            let digest = link.trim();
+            if !digest.contains(':') {
+                return Err(format!("{} holds {link:?}", entry.display()));
+            }
+            if !blob_path(root, digest).exists() {
+                return Err(format!("{} leads to {digest}, which is not there", entry.display()));
+            }
             if entry.ends_with("current/link") {
                 let manifests = entry.ancestors().nth(4).expect("the directory of a repository's manifests");
                 let revision = manifests.join("revisions").join(digest.replace(':', "/")).join("link");
-                assert!(revision.exists(), "{} has no {}", entry.display(), revision.display());
+                if !revision.exists() {
+                    return Err(format!("{} has no {}", entry.display(), revision.display()));
+                }
             }
         }
     }
+    Ok(())
 }
