@@ -75,7 +75,7 @@ impl Upstream {
         let mut walk = self.endpoints.walk(EndpointChoice::First);
         loop {
             let endpoint = walk.endpoint();
-            let call = manifest_call(endpoint, Operation::ManifestHead, Method::HEAD, &repository, reference);
+            let call = question(endpoint, Operation::ManifestHead, Method::HEAD, &repository, reference);
             match self.exchange(endpoint, &call).await.and_then(|answer| head(&answer)) {
                 Ok(head) => return Ok(head),
                 Err(error) => walk.next(error)?,
@@ -89,7 +89,7 @@ impl Upstream {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, UpstreamError> {
-        let call = manifest_call(endpoint, Operation::Manifest, Method::GET, repository, reference);
+        let call = question(endpoint, Operation::Manifest, Method::GET, repository, reference);
         let answer = self.exchange(endpoint, &call).await?;
         let ManifestHead { digest: announced, media_type, .. } = head(&answer)?;
         let Answer { response, attempt } = answer;
@@ -105,27 +105,40 @@ impl Upstream {
     }
 }
 
-fn manifest_call<'a>(
+/// A request about a manifest, without a body or fields of its own.
+pub(super) fn manifest_call<'a>(
     endpoint: &Endpoint,
     operation: Operation,
     method: Method,
     repository: &'a RepositoryName,
     reference: &Reference,
+    success: Success,
 ) -> Call<'a> {
-    let mut fields = HeaderMap::new();
-    fields.insert(header::ACCEPT, field(ALL_MANIFESTS_ACCEPT));
-    fields.insert(header::ACCEPT_ENCODING, field("identity"));
     let separator = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
     Call {
         operation,
         repository: Some(repository),
         method,
         url: endpoint.url(&format!("{repository}/manifests/{reference}"), None),
-        headers: fields,
+        headers: HeaderMap::new(),
         body: Bytes::new(),
-        success: Success::Content,
+        success,
         subject: format!("{repository}{separator}{reference}"),
     }
+}
+
+/// The same for one that asks for the manifest, of whatever type.
+fn question<'a>(
+    endpoint: &Endpoint,
+    operation: Operation,
+    method: Method,
+    repository: &'a RepositoryName,
+    reference: &Reference,
+) -> Call<'a> {
+    let mut call = manifest_call(endpoint, operation, method, repository, reference, Success::Content);
+    call.headers.insert(header::ACCEPT, field(ALL_MANIFESTS_ACCEPT));
+    call.headers.insert(header::ACCEPT_ENCODING, field("identity"));
+    call
 }
 
 fn head(answer: &Answer) -> Result<ManifestHead, UpstreamError> {

@@ -23,6 +23,7 @@ use super::endpoint::{Endpoint, Origin};
 use super::error::{Attempt, UpstreamError};
 use super::exchange::{Answer, Call, Followed, Success, field, quoted};
 use super::headers;
+use super::manifests::manifest_call;
 use super::options::{Operation, RequestObservation};
 use super::payload::{self, Payload, PieceSender, PieceStream};
 use crate::oci::{Digest, Reference, RepositoryName, media_type};
@@ -277,7 +278,14 @@ impl Upstream {
         bytes: Bytes,
     ) -> Result<ManifestTaken, UpstreamError> {
         let (endpoint, repository) = (self.endpoints.own(), self.canonical(repository));
-        let mut call = manifest_call(endpoint, Operation::ManifestPut, Method::PUT, &repository, reference);
+        let mut call = manifest_call(
+            endpoint,
+            Operation::ManifestPut,
+            Method::PUT,
+            &repository,
+            reference,
+            Success::Done,
+        );
         let content_type = HeaderValue::try_from(media_type);
         call.headers.insert(header::CONTENT_TYPE, content_type.unwrap_or(field(media_type::OCTET_STREAM)));
         call.body = bytes;
@@ -301,7 +309,14 @@ impl Upstream {
         reference: &Reference,
     ) -> Result<(), UpstreamError> {
         let (endpoint, repository) = (self.endpoints.own(), self.canonical(repository));
-        let call = manifest_call(endpoint, Operation::ManifestDelete, Method::DELETE, &repository, reference);
+        let call = manifest_call(
+            endpoint,
+            Operation::ManifestDelete,
+            Method::DELETE,
+            &repository,
+            reference,
+            Success::Done,
+        );
         drain(self.exchange(endpoint, &call).await?.response).await;
         Ok(())
     }
@@ -341,26 +356,6 @@ fn upload_call<'a>(method: Method, url: Url, repository: &'a RepositoryName, dig
         body: Bytes::new(),
         success: Success::Done,
         subject: format!("{repository}@{digest}"),
-    }
-}
-
-fn manifest_call<'a>(
-    endpoint: &Endpoint,
-    operation: Operation,
-    method: Method,
-    repository: &'a RepositoryName,
-    reference: &Reference,
-) -> Call<'a> {
-    let separator = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
-    Call {
-        operation,
-        repository: Some(repository),
-        method,
-        url: endpoint.url(&format!("{repository}/manifests/{reference}"), None),
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        success: Success::Done,
-        subject: format!("{repository}{separator}{reference}"),
     }
 }
 
