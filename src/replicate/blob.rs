@@ -1,5 +1,7 @@
 //! One blob brought into a repository of the target: found there, mounted, or copied.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 
 use super::error::CopyError;
@@ -7,7 +9,7 @@ use super::event::{BlobOutcome, Event};
 use super::image::{Blob, Job};
 use super::reader::BlobReader;
 use super::run::Run;
-use super::source::Source;
+use super::source::{Giver, Source};
 use super::target::Kind;
 use crate::oci::Digest;
 use crate::store::StoredRepository;
@@ -65,7 +67,7 @@ impl<'a> Run<'a> {
 
     /// Asks as little as possible about how to get it there.
     async fn way(&self, job: &Job<'_, 'a>, digest: &Digest) -> Result<Way, CopyError> {
-        let place = self.places.of(digest);
+        let place = self.places.to_mount_from(digest, job.repository);
         if place.is_none() || self.options.dry_run || matches!(self.target.kind, Kind::Tree(_)) {
             let renew = !self.options.dry_run;
             if self.is_there(job, digest, renew).await? {
@@ -144,8 +146,10 @@ impl<'a> Run<'a> {
         blob: &Blob,
         mut session: Option<UploadSession>,
     ) -> Result<u64, CopyError> {
-        let mut sources: Vec<&'a Source> = job.holders.to_vec();
-        loop {
+        // Who is to be asked next, and if they fail.
+        let mut choices: VecDeque<Vec<&'a Source>> = VecDeque::from([job.holders.to_vec()]);
+        let mut result = Err(CopyError::Corrupt(Box::new(blob.digest)));
+        while let Some(sources) = choices.pop_front() {
             let copied = match &self.target.kind {
                 Kind::Registry { upstream, .. } if blob.size.is_some_and(|size| size <= SMALL) => {
                     self.send_whole(upstream, job, blob, &sources, session.take()).await
@@ -155,15 +159,26 @@ impl<'a> Run<'a> {
                 }
                 Kind::Tree(store) => self.store_blob(store, job, blob, &sources).await,
             };
-            match copied {
+            let (error, culprit) = match copied {
                 Ok(bytes) => return Ok(bytes),
-                Err((error @ CopyError::Content { .. }, Some(source))) if sources.len() > 1 => {
-                    tracing::warn!(%error, "asking another source");
-                    sources.retain(|other| !std::ptr::eq(*other, source));
+                Err(failed) => failed,
+            };
+            match (&error, culprit) {
+                (CopyError::Content { .. }, Some(culprit)) if sources.len() > 1 => {
+                    choices
+                        .push_back(sources.into_iter().filter(|one| !std::ptr::eq(*one, culprit)).collect());
                 }
-                Err((error, _)) => return Err(error),
+                // Several gave a part of it: which of them is wrong shows when each gives all.
+                (CopyError::Mixed(_), _) => choices.extend(sources.into_iter().map(|one| vec![one])),
+                (CopyError::Content { .. } | CopyError::Corrupt(_) | CopyError::Source(_), _) => {}
+                _ => return Err(error),
             }
+            if !choices.is_empty() {
+                tracing::warn!(%error, "asking another source");
+            }
+            result = Err(error);
         }
+        result
     }
 
     /// Reads a small blob and verifies it. Who gave it is told with a failure too.
@@ -185,7 +200,7 @@ impl<'a> Run<'a> {
         }
         let actual = Digest::of(blob.digest.algorithm(), &bytes);
         if actual != blob.digest {
-            return Err((corrupt(reader.source(), &blob.digest, &actual), reader.source()));
+            return Err((corrupt(reader.giver(), &blob.digest, &actual), reader.giver().one()));
         }
         Ok(bytes.freeze())
     }
@@ -198,14 +213,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What a source gave is not what the digest says.
-pub(super) fn corrupt(source: Option<&Source>, expected: &Digest, actual: &Digest) -> CopyError {
-    match source {
-        Some(source) => CopyError::Content {
+/// What came is not what the digest says.
+pub(super) fn corrupt(giver: Giver<'_>, expected: &Digest, actual: &Digest) -> CopyError {
+    match giver {
+        Giver::One(source) => CopyError::Content {
             source_name: source.name().to_owned(),
             what: format!("digest mismatch: expected {expected}, got content of {actual}"),
         },
-        None => CopyError::Corrupt(Box::new(*expected)),
+        Giver::Several => CopyError::Mixed(Box::new(*expected)),
+        Giver::Nobody => CopyError::Corrupt(Box::new(*expected)),
     }
 }
 

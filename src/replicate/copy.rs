@@ -6,10 +6,11 @@ use futures_util::{StreamExt, stream};
 
 use super::error::CopyError;
 use super::event::Event;
-use super::image::{Job, Plan};
+use super::image::{Job, Node, Plan};
+use super::repository::is_fallback;
 use super::run::Run;
 use super::target::Put;
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 use crate::store::LinkKind;
 
 /// How often an image is looked at because the target had lost something of it in the meantime.
@@ -95,6 +96,18 @@ impl<'a> Run<'a> {
         first.map_or(Ok(bytes), Err)
     }
 
+    pub(super) async fn put(
+        &self,
+        job: &Job<'_, 'a>,
+        node: &Node,
+        tag: Option<&Tag>,
+    ) -> Result<Put, CopyError> {
+        let putting = self.retrying(job.image, &self.target.health, async || {
+            self.target.put(job.repository, node, tag).await
+        });
+        putting.await
+    }
+
     /// Pushes the manifests. What the target said, if it lacks something that they need.
     async fn push(&self, job: &Job<'_, 'a>, plan: &Plan<'a>) -> Result<Option<String>, CopyError> {
         let last = plan.nodes.len().saturating_sub(1);
@@ -105,10 +118,10 @@ impl<'a> Run<'a> {
             let children = node.needed.iter().filter(|(kind, _)| *kind == LinkKind::Manifest);
             let names = children.map(|(_, digest)| *digest).chain([node.digest]);
             let entered = self.manifests.enter_all(names).await;
-            let put = self.retrying(job.image, &self.target.health, async || {
-                self.target.put(job.repository, node, tag).await
-            });
-            let put = put.await?;
+            let put = match tag.filter(|tag| is_fallback(tag)) {
+                Some(tag) => self.put_list(job, node, tag).await?,
+                None => self.put(job, node, tag).await?,
+            };
             drop(entered);
             match put {
                 Put::Done { knows_subject } => {

@@ -6,7 +6,7 @@
 //! thing to be had in place of what could not be copied.
 //!
 //! distribution 2.8 removes no tag, only a manifest with all its tags. That is done only if nothing else in the repository
-//! needs the manifest: no other tag points at it, and no index that a tag points at, however deep, contains it.
+//! needs the manifest: no tag that stays points at it, nor at an index that contains it, however deep.
 
 use std::collections::HashSet;
 
@@ -42,12 +42,14 @@ impl Run<'_> {
             );
             return self.failed(&"removing tags", &why);
         }
+        let goes: HashSet<ImageName> = superfluous.iter().cloned().collect();
         for image in superfluous {
             if self.stop.is_requested() {
                 return;
             }
             if !self.options.dry_run {
-                let removing = self.retrying(&image, &self.target.health, async || self.delete(&image).await);
+                let removing =
+                    self.retrying(&image, &self.target.health, async || self.delete(&image, &goes).await);
                 match removing.await {
                     Ok(()) => {}
                     Err(error) if error.is_stop() => return,
@@ -62,7 +64,7 @@ impl Run<'_> {
         }
     }
 
-    async fn delete(&self, image: &ImageName) -> Result<(), CopyError> {
+    async fn delete(&self, image: &ImageName, goes: &HashSet<ImageName>) -> Result<(), CopyError> {
         let Reference::Tag(tag) = &image.reference else { return Ok(()) };
         match &self.target.kind {
             Kind::Tree(store) => {
@@ -71,22 +73,32 @@ impl Run<'_> {
             }
             Kind::Registry { upstream, .. } => {
                 match upstream.delete_manifest(&image.repository, &image.reference).await {
-                    Err(error) if error.is_absence() => Ok(()),
                     Err(UpstreamError::Refused { status: 400 | 405, .. }) => {
-                        self.delete_manifest(image, tag).await
+                        self.delete_manifest(image, tag, goes).await
                     }
+                    // It is gone, or there is no such request here.
+                    Err(error) if error.is_absence() => self.delete_manifest(image, tag, goes).await,
                     done => done.map_err(CopyError::Target),
                 }
             }
         }
     }
 
-    /// Removes the manifest that a tag points at, if nothing else needs it.
-    async fn delete_manifest(&self, image: &ImageName, tag: &Tag) -> Result<(), CopyError> {
+    /// Removes the manifest that a tag points at, if nothing that stays needs it.
+    async fn delete_manifest(
+        &self,
+        image: &ImageName,
+        tag: &Tag,
+        goes: &HashSet<ImageName>,
+    ) -> Result<(), CopyError> {
         let (repository, target): (_, &Target) = (&image.repository, self.target);
         let Some(digest) = target.tagged(&self.files, repository, tag).await? else { return Ok(()) };
         for other in target.tags(repository).await? {
-            if other != *tag && self.needs(repository, &Reference::Tag(other.clone()), &digest).await? {
+            let reference = Reference::Tag(other.clone());
+            if goes.contains(&ImageName { repository: repository.clone(), reference: reference.clone() }) {
+                continue;
+            }
+            if self.needs(repository, &reference, &digest).await? {
                 return Err(CopyError::Unfit(format!(
                     "the target removes no tags, only manifests, and {other} needs this one ({digest})"
                 )));

@@ -15,6 +15,9 @@ pub(super) enum CopyError {
     /// What a source gave is not what it said it would be. Another source may be better.
     #[error("source {source_name}: {what}")]
     Content { source_name: String, what: String },
+    /// What several sources gave together is not what it should be.
+    #[error("what came from several sources has not the digest {0}")]
+    Mixed(Box<Digest>),
     /// No source that is left has the content that the digest names.
     #[error("no source gives what has the digest {0}: what came is something else")]
     Corrupt(Box<Digest>),

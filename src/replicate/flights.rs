@@ -1,6 +1,6 @@
 //! What is under way, and what was found on the way: one thing at a time per digest, and where the target has which blob.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -57,36 +57,70 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// Where the target is known to have blobs: what is there need not be asked for, and can be mounted from there.
+/// Where the target has blobs. What was seen in this run is believed: it need not be asked for. What was seen in an earlier
+/// one may have been removed since, and is only where to mount from.
 #[derive(Debug, Default)]
-pub(super) struct Places(RefCell<HashMap<Digest, Vec<Rc<RepositoryName>>>>);
+pub(super) struct Places {
+    known: RefCell<HashMap<Digest, Vec<Place>>>,
+    run: Cell<u64>,
+}
+
+/// A repository that had a blob, and the run in which it was seen to.
+#[derive(Debug)]
+struct Place {
+    repository: Rc<RepositoryName>,
+    run: u64,
+}
 
 impl Places {
+    /// What was noted until now is of an earlier run.
+    pub(super) fn begin_run(&self) {
+        self.run.set(self.run.get() + 1);
+    }
+
     /// Takes note that a repository has a blob.
     pub(super) fn note(&self, digest: &Digest, repository: &Rc<RepositoryName>) {
-        let mut places = self.0.borrow_mut();
+        let mut places = self.known.borrow_mut();
         if places.len() >= PLACES_MAX && !places.contains_key(digest) {
             return;
         }
-        let known = places.entry(*digest).or_default();
-        if known.len() < REPOSITORIES_MAX && !known.contains(repository) {
-            known.push(Rc::clone(repository));
+        let (known, run) = (places.entry(*digest).or_default(), self.run.get());
+        if let Some(place) = known.iter_mut().find(|place| place.repository == *repository) {
+            place.run = run;
+        } else if known.len() < REPOSITORIES_MAX {
+            known.push(Place { repository: Rc::clone(repository), run });
         }
     }
 
     /// Forgets where a blob is: it was not there.
     pub(super) fn forget(&self, digest: &Digest) {
-        self.0.borrow_mut().remove(digest);
+        self.known.borrow_mut().remove(digest);
     }
 
-    /// Whether this repository is known to have it.
+    /// Whether this repository was seen to have it in this run.
     pub(super) fn is_in(&self, digest: &Digest, repository: &RepositoryName) -> bool {
-        self.0.borrow().get(digest).is_some_and(|known| known.iter().any(|known| **known == *repository))
+        self.place(digest, repository) == Some(self.run.get())
     }
 
-    /// A repository that is known to have it.
-    pub(super) fn of(&self, digest: &Digest) -> Option<Rc<RepositoryName>> {
-        self.0.borrow().get(digest)?.first().cloned()
+    /// Another repository that had it, to mount it from; `None` too if this one had it in an earlier run, and is to be
+    /// asked whether it still has.
+    pub(super) fn to_mount_from(
+        &self,
+        digest: &Digest,
+        repository: &RepositoryName,
+    ) -> Option<Rc<RepositoryName>> {
+        if self.place(digest, repository).is_some() {
+            return None;
+        }
+        let known = self.known.borrow();
+        let newest = known.get(digest)?.iter().max_by_key(|place| place.run)?;
+        Some(Rc::clone(&newest.repository))
+    }
+
+    /// The last run in which a repository was seen to have it.
+    fn place(&self, digest: &Digest, repository: &RepositoryName) -> Option<u64> {
+        let known = self.known.borrow();
+        known.get(digest)?.iter().find(|place| *place.repository == *repository).map(|place| place.run)
     }
 }
 
@@ -110,5 +144,23 @@ mod tests {
         drop(first);
         drop(second.await);
         assert!(flights.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_run_saw_is_only_where_to_mount_from() {
+        let places = Places::default();
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let [first, second]: [Rc<RepositoryName>; 2] =
+            ["first", "second"].map(|name| Rc::new(name.parse().expect("a name")));
+        places.begin_run();
+        places.note(&digest, &first);
+        assert!(places.is_in(&digest, &first) && !places.is_in(&digest, &second));
+        assert_eq!(places.to_mount_from(&digest, &second), Some(Rc::clone(&first)));
+        places.begin_run();
+        assert!(!places.is_in(&digest, &first), "it may be gone");
+        assert_eq!(places.to_mount_from(&digest, &first), None, "it is asked first");
+        assert_eq!(places.to_mount_from(&digest, &second), Some(Rc::clone(&first)));
+        places.note(&digest, &first);
+        assert!(places.is_in(&digest, &first));
     }
 }

@@ -13,6 +13,7 @@ use super::source::Source;
 use crate::oci::manifest::Kind;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, RepositoryName, Tag};
 use crate::store::LinkKind;
+use crate::upstream::FetchedManifest;
 
 /// How deep indexes may be nested.
 const DEPTH_MAX: usize = 8;
@@ -90,7 +91,7 @@ impl<'a> Run<'a> {
     /// Fetches the manifests of an image. Children that the target has are left out, unless it is not to be trusted.
     pub(super) async fn plan(&self, job: &Job<'_, 'a>, trusts_target: bool) -> Result<Plan<'a>, CopyError> {
         let reference = job.digest.map_or_else(|| job.image.reference.clone(), Reference::Digest);
-        let (root, source) = self.fetch(job, &reference).await?;
+        let (root, source) = self.understood(job, &reference).await?;
         if job.digest.is_some_and(|digest| digest != root.0.digest) {
             let what = format!("it calls {} what is {}", reference, root.0.digest);
             return Err(CopyError::Content { source_name: source.name().to_owned(), what });
@@ -151,19 +152,41 @@ impl<'a> Run<'a> {
                 return Ok(None);
             }
         }
-        let (found, _) = self.fetch(job, &Reference::Digest(child)).await?;
+        let (found, _) = self.understood(job, &Reference::Digest(child)).await?;
         Ok(Some(found))
     }
 
-    async fn fetch(
+    /// A manifest from one of its sources.
+    pub(super) async fn fetch(
+        &self,
+        image: &ImageName,
+        holders: &[&'a Source],
+        reference: &Reference,
+    ) -> Result<(FetchedManifest, &'a Source), CopyError> {
+        let fetching = self.ask(image, holders, async |source| {
+            source.upstream.manifest(&image.repository, reference).await.map_err(CopyError::Source)
+        });
+        fetching.await
+    }
+
+    /// A manifest that the target has, and its media type, if that is told.
+    pub(super) async fn at_target(
+        &self,
+        image: &ImageName,
+        reference: &Reference,
+    ) -> Result<Option<(Bytes, Option<String>)>, CopyError> {
+        let asking = self.retrying(image, &self.target.health, async || {
+            self.target.manifest(&self.files, &image.repository, reference).await
+        });
+        asking.await
+    }
+
+    async fn understood(
         &self,
         job: &Job<'_, 'a>,
         reference: &Reference,
     ) -> Result<((Node, Manifest), &'a Source), CopyError> {
-        let fetching = self.ask(job.image, job.holders, async |source| {
-            source.upstream.manifest(job.repository, reference).await.map_err(CopyError::Source)
-        });
-        let (fetched, source) = fetching.await?;
+        let (fetched, source) = self.fetch(job.image, job.holders, reference).await?;
         let manifest = Manifest::parse(&fetched.bytes, fetched.media_type.as_deref());
         let manifest = manifest.map_err(|error| CopyError::Content {
             source_name: source.name().to_owned(),
@@ -217,19 +240,15 @@ impl<'a> Run<'a> {
 
     /// Whether the target has the selected children of a manifest that it has: an index that came while fewer platforms
     /// were selected has them not.
-    pub(super) async fn is_whole(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Result<bool, CopyError> {
+    pub(super) async fn is_whole(&self, image: &ImageName, digest: &Digest) -> Result<bool, CopyError> {
         if !self.target.takes_sparse_indexes() {
             return Ok(true);
         }
-        let found = self.target.manifest(&self.files, repository, &Reference::Digest(*digest)).await?;
+        let found = self.at_target(image, &Reference::Digest(*digest)).await?;
         let Some((bytes, _)) = found else { return Ok(false) };
         let Ok(manifest) = Manifest::parse(&bytes, None) else { return Ok(true) };
         for child in self.chosen(&manifest) {
-            if !self.target.has_manifest(&self.files, repository, &child).await? {
+            if !self.target.has_manifest(&self.files, &image.repository, &child).await? {
                 return Ok(false);
             }
         }

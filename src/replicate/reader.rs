@@ -6,13 +6,16 @@ use super::error::CopyError;
 use super::image::Job;
 use super::retry::Tries;
 use super::run::Run;
-use super::source::{Source, by_health};
+use super::source::{Giver, Source, by_health};
 use crate::oci::Digest;
 use crate::store::pump::Pieces;
 use crate::upstream::{BlobBody, BlobRequest, BlobResponse};
 
 /// A source that gave so much since it last failed has its tries anew, in bytes: what it costs to go on is little then.
 const PROGRESS: u64 = 4 << 20;
+
+/// The largest blob whose size nobody tells, in bytes: a source that never ends must not fill the target's disk.
+const UNTOLD_MAX: u64 = 64 << 30;
 
 /// Reads a blob from a position on. Dropping it closes the connection unless all was read.
 pub(super) struct BlobReader<'r, 'a> {
@@ -30,6 +33,7 @@ pub(super) struct BlobReader<'r, 'a> {
     tries: Tries,
     /// Where it stood at the last failure.
     failed_at: u64,
+    giver: Giver<'a>,
 }
 
 impl<'r, 'a> BlobReader<'r, 'a> {
@@ -53,6 +57,7 @@ impl<'r, 'a> BlobReader<'r, 'a> {
             skipped: 0,
             tries: Tries::default(),
             failed_at: position,
+            giver: Giver::Nobody,
         }
     }
 
@@ -66,7 +71,12 @@ impl<'r, 'a> BlobReader<'r, 'a> {
         self.size
     }
 
-    /// Who gives the bytes, and may have given all of them.
+    /// Who gave the bytes so far.
+    pub(super) fn giver(&self) -> Giver<'a> {
+        self.giver
+    }
+
+    /// Who is asked for the next bytes.
     pub(super) fn source(&self) -> Option<&'a Source> {
         self.sources.first().copied()
     }
@@ -153,16 +163,19 @@ impl<'r, 'a> BlobReader<'r, 'a> {
     }
 
     /// What of these bytes was not there yet.
-    fn placed(&mut self, source: &Source, mut bytes: Bytes) -> Result<Bytes, CopyError> {
+    fn placed(&mut self, source: &'a Source, mut bytes: Bytes) -> Result<Bytes, CopyError> {
         let known = self.skipped.min(bytes.len() as u64);
         self.skipped -= known;
         let bytes = bytes.split_off(usize::try_from(known).unwrap_or(usize::MAX));
         let end = self.position + bytes.len() as u64;
-        if self.size.is_some_and(|size| end > size) {
+        if end > self.size.unwrap_or(UNTOLD_MAX) {
             let what = format!("{} is longer than it should be", self.digest);
             return Err(CopyError::Content { source_name: source.name().to_owned(), what });
         }
         self.position = end;
+        if !bytes.is_empty() {
+            self.giver = self.giver.and(Giver::One(source));
+        }
         Ok(bytes)
     }
 

@@ -8,27 +8,31 @@
 //! target has none, the fallback tag is kept here, as the specification asks of clients (OCI distribution spec 1.1,
 //! "Pushing Manifests with Subject").
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::Pin;
 use std::rc::Rc;
 
-use serde_json::json;
-use tokio::time::Instant;
+use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
 
 use super::error::CopyError;
 use super::event::{Event, ImageName, ImageOutcome};
+use super::flights::Flight;
 use super::image::{Job, Node};
 use super::run::Run;
 use super::source::Source;
-use super::target::fallback_tag;
+use super::target::{Put, fallback_tag};
 use crate::oci::media_type::{DOCKER_LIST, OCI_INDEX};
-use crate::oci::{Digest, Manifest, Reference, RepositoryName};
+use crate::oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag};
+use crate::store::LinkKind;
 
 /// How far referrers of referrers are followed; that there are more is a failure.
 const DEPTH_MAX: usize = 8;
 /// Lists of which it is remembered that they were equal: 50,000 take about 15 MiB.
 const EQUAL_MAX: usize = 50_000;
+/// How long that is believed: what somebody removed from the target comes back after so long.
+const EQUAL_FOR: Duration = Duration::from_hours(1);
 /// Indexes of which it is remembered what they contain: 10,000 of ten take about 10 MiB.
 const DESCENDANTS_MAX: usize = 10_000;
 /// Indexes in one image of which it is looked at what they contain.
@@ -42,11 +46,21 @@ type Place = (RepositoryName, Digest);
 pub(super) struct Equal {
     /// The lists of referrers of which it has all.
     lists: RefCell<HashMap<Place, BTreeSet<Digest>>>,
+    /// Since when.
+    since: Cell<Option<Instant>>,
     /// What its indexes contain, which never changes.
     descendants: RefCell<HashMap<Place, Vec<Digest>>>,
 }
 
 impl Equal {
+    /// What was seen too long ago is looked at again.
+    pub(super) fn begin_run(&self) {
+        if self.since.get().is_none_or(|since| since.elapsed() >= EQUAL_FOR) {
+            self.since.set(Some(Instant::now()));
+            self.lists.borrow_mut().clear();
+        }
+    }
+
     fn descendants(&self, index: &Place) -> Option<Vec<Digest>> {
         self.descendants.borrow().get(index).cloned()
     }
@@ -218,10 +232,7 @@ impl<'a> Run<'a> {
             }
             let reference = Reference::Digest(digest);
             let image = ImageName { repository: repository.clone(), reference: reference.clone() };
-            let asking = self.retrying(&image, &self.target.health, async || {
-                self.target.manifest(&self.files, repository, &reference).await
-            });
-            let Some((bytes, media_type)) = asking.await? else { continue };
+            let Some((bytes, media_type)) = self.at_target(&image, &reference).await? else { continue };
             // What cannot be read has been copied as it is.
             let Ok(manifest) = Manifest::parse(&bytes, media_type.as_deref()) else { continue };
             let indexes = manifest.manifests.iter().filter(|child| {
@@ -236,6 +247,34 @@ impl<'a> Run<'a> {
         Ok(found)
     }
 
+    /// Pushes the list of a manifest's referrers that a source has under a fallback tag. What the target's list has beyond
+    /// it stays: it is what was signed there, or came from elsewhere.
+    pub(super) async fn put_list(&self, job: &Job<'_, 'a>, node: &Node, tag: &Tag) -> Result<Put, CopyError> {
+        let _list = self.enter_list(job, Some(tag)).await;
+        let reference = Reference::Tag(tag.clone());
+        let there = self.at_target(job.image, &reference).await?;
+        let more = there.and_then(|(bytes, _)| beyond(&bytes, &node.bytes)).unwrap_or_default();
+        let mut kept = Vec::new();
+        for (digest, descriptor) in more {
+            let has = self.retrying(job.image, &self.target.health, async || {
+                self.target.has_manifest(&self.files, job.repository, &digest).await
+            });
+            if has.await? {
+                kept.push((digest, descriptor));
+            }
+        }
+        match joined(node, kept) {
+            Some(joined) => self.put(job, &joined, Some(tag)).await,
+            None => self.put(job, node, Some(tag)).await,
+        }
+    }
+
+    /// The right to change the list under a fallback tag.
+    async fn enter_list(&self, job: &Job<'_, 'a>, tag: Option<&Tag>) -> Flight<'_> {
+        let name = format!("{}:{}", job.repository, tag.map(Tag::as_str).unwrap_or_default());
+        self.fallbacks.enter(&Digest::of(Algorithm::Sha256, name.as_bytes())).await
+    }
+
     /// Adds a manifest to the fallback list of its subject, at a target that keeps no list of its own.
     pub(super) async fn list_as_referrer(&self, job: &Job<'_, 'a>, node: &Node) -> Result<(), CopyError> {
         let Some(subject) = &node.subject else { return Ok(()) };
@@ -244,7 +283,7 @@ impl<'a> Run<'a> {
             self.equal.forget(&((**job.repository).clone(), *subject));
             return Ok(());
         }
-        let _flight = self.fallbacks.enter(subject).await;
+        let _list = self.enter_list(job, fallback_tag(subject).as_ref()).await;
         self.retrying(job.image, &self.target.health, async || {
             let mut listed = self.target.fallback(&self.files, job.repository, subject).await?;
             if listed.iter().any(|known| known.digest == node.digest) {
@@ -257,4 +296,35 @@ impl<'a> Run<'a> {
         })
         .await
     }
+}
+
+/// The descriptors, as they are written, of those manifests in the index `theirs` that `ours` has not. `None` if one of both
+/// is no index.
+fn beyond(theirs: &[u8], ours: &[u8]) -> Option<Vec<(Digest, Value)>> {
+    let ours: HashSet<Digest> = children(ours)?.into_iter().map(|(digest, _)| digest).collect();
+    Some(children(theirs)?.into_iter().filter(|(digest, _)| !ours.contains(digest)).collect())
+}
+
+fn children(index: &[u8]) -> Option<Vec<(Digest, Value)>> {
+    let index: Value = serde_json::from_slice(index).ok()?;
+    let listed = index.get("manifests")?.as_array()?;
+    let digest = |one: &Value| one.get("digest")?.as_str()?.parse().ok();
+    listed.iter().map(|one| Some((digest(one)?, one.clone()))).collect()
+}
+
+/// An index with more in it; `None` if there is no more.
+fn joined(node: &Node, more: Vec<(Digest, Value)>) -> Option<Node> {
+    if more.is_empty() {
+        return None;
+    }
+    let mut index: Value = serde_json::from_slice(&node.bytes).ok()?;
+    let listed = index.get_mut("manifests")?.as_array_mut()?;
+    let mut joined = node.clone();
+    for (digest, descriptor) in more {
+        listed.push(descriptor);
+        joined.needed.push((LinkKind::Manifest, digest));
+    }
+    joined.bytes = serde_json::to_vec(&index).ok()?.into();
+    joined.digest = Digest::of(node.digest.algorithm(), &joined.bytes);
+    Some(joined)
 }

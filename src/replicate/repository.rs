@@ -86,10 +86,11 @@ impl<'a> Run<'a> {
             (*source, asking.await)
         });
         let mut tags: BTreeMap<Tag, Holders<'a>> = BTreeMap::new();
-        let (mut absent, mut missing) = (0, None);
+        let (mut absent, mut empty, mut missing) = (0, 0, None);
         for (source, list) in future::join_all(lists).await {
             match list {
                 Ok(list) => {
+                    empty += usize::from(list.is_empty());
                     for tag in list {
                         tags.entry(tag).or_default().push(source);
                     }
@@ -110,6 +111,8 @@ impl<'a> Run<'a> {
         if absent == holders.len() && self.selection.named_repositories().contains(name) {
             self.failed(name, &missing.unwrap_or(CopyError::Stopped));
         }
+        // One that has the repository and none of its tags beside one that has some may have lost them.
+        is_whole &= absent + empty == 0;
         Some((tags, is_whole))
     }
 
@@ -251,9 +254,9 @@ impl<'a> Run<'a> {
         let (Some(there), Some(digest)) = (there?, digest) else { return Ok(Look::Different(digest)) };
         let is_equal = there == digest
             || (media_type.as_deref() == Some(DOCKER_SCHEMA1_SIGNED)
-                && self.is_signed_as(source, name, &image.reference, &there).await?)
-            || (is_fallback(tag) && self.covers_fallback(source, name, &image.reference).await?);
-        if is_equal && self.is_whole(name, &there).await? {
+                && self.is_signed_as(source, image, &there).await?)
+            || (is_fallback(tag) && self.covers_fallback(source, image).await?);
+        if is_equal && self.is_whole(image, &there).await? {
             let kind = media_type.as_deref().map(|kind| kind.split(';').next().unwrap_or_default().trim());
             let is_index = kind.is_none_or(|kind| matches!(kind, OCI_INDEX | DOCKER_LIST));
             return Ok(Look::Equal { digest: there, is_index });
@@ -266,30 +269,23 @@ impl<'a> Run<'a> {
     async fn is_signed_as(
         &self,
         source: &'a Source,
-        name: &RepositoryName,
-        reference: &Reference,
+        image: &ImageName,
         there: &Digest,
     ) -> Result<bool, CopyError> {
-        let fetched = source.upstream.manifest(name, reference).await.map_err(CopyError::Source)?;
+        let (fetched, _) = self.fetch(image, &[source], &image.reference).await?;
         Ok(Digest::of(there.algorithm(), &fetched.bytes) == *there)
     }
 
     /// Whether the target's list of referrers under a fallback tag has all that the source's has: it may have more, since
     /// it also has what the source lists otherwise.
-    async fn covers_fallback(
-        &self,
-        source: &'a Source,
-        name: &RepositoryName,
-        reference: &Reference,
-    ) -> Result<bool, CopyError> {
+    async fn covers_fallback(&self, source: &'a Source, image: &ImageName) -> Result<bool, CopyError> {
         let children = |bytes: &[u8], kind: Option<&str>| -> HashSet<Digest> {
             let index = Manifest::parse(bytes, kind);
             index.map(|index| index.manifests.iter().map(|child| child.digest).collect()).unwrap_or_default()
         };
-        let ours = source.upstream.manifest(name, reference).await.map_err(CopyError::Source)?;
-        let Some((bytes, kind)) = self.target.manifest(&self.files, name, reference).await? else {
-            return Ok(false);
-        };
+        let (ours, _) = self.fetch(image, &[source], &image.reference).await?;
+        let there = self.at_target(image, &image.reference).await?;
+        let Some((bytes, kind)) = there else { return Ok(false) };
         let (wanted, there) =
             (children(&ours.bytes, ours.media_type.as_deref()), children(&bytes, kind.as_deref()));
         Ok(!wanted.is_empty() && wanted.is_subset(&there))

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use humantime_serde::re::humantime::format_duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::error::CopyError;
@@ -21,7 +22,7 @@ use crate::upstream::UpstreamError;
 const BACKOFF: Duration = Duration::from_millis(500);
 /// The longest pause of our own choice.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// The longest pause that a server can ask for; one that asks for more is asked again in the next run.
+/// The longest pause of a run that a server can ask for; if it asks for more, what needs it fails.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// How a server is to be treated.
@@ -93,12 +94,17 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until the server may be asked.
+    /// Waits until the server may be asked. If that takes too long, it fails at once, without a question.
     pub(super) async fn rested(&self, health: &Health) -> Result<(), CopyError> {
-        match health.rests_until() {
-            Some(until) if until > Instant::now() => self.sleep(until).await,
-            _ => Ok(()),
+        let Some(until) = health.rests_until() else { return Ok(()) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left > RETRY_AFTER_MAX {
+            return Err(CopyError::Unfit(format!(
+                "not asked: the server wants to be left alone for another {}",
+                format_duration(Duration::from_secs(left.as_secs()))
+            )));
         }
+        if left.is_zero() { Ok(()) } else { self.sleep(until).await }
     }
 
     /// Waits before the next try; the error, if there is to be none.
@@ -115,7 +121,11 @@ impl Run<'_> {
             health.give_up(&error);
             return Err(error);
         }
-        if self.stop.is_requested() || asked.is_some_and(|asked| asked > RETRY_AFTER_MAX) {
+        if let Some(asked) = asked.filter(|asked| *asked > RETRY_AFTER_MAX) {
+            health.rest(Instant::now() + asked);
+            return Err(error);
+        }
+        if self.stop.is_requested() {
             return Err(error);
         }
         let wait = backoff(tries.0).max(asked.unwrap_or_default());

@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
     pub(super) events: &'a dyn Fn(Event),
     pub(super) tally: Tally,
     pub(super) files: Files,
-    /// Where the target has which blob.
+    /// Where the target has which blob, or had it in an earlier run.
     pub(super) places: &'a Places,
     /// Referrers that were found equal.
     pub(super) equal: &'a super::referrers::Equal,
@@ -89,6 +89,8 @@ pub(super) async fn run(
     for source in sources {
         source.begin_run();
     }
+    replicator.places.begin_run();
+    replicator.equal.begin_run();
     run.tell(Event::RunStarted {
         sources: sources.iter().map(|source| source.name().to_owned()).collect(),
         target: run.target.name().to_owned(),

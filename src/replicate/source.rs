@@ -68,6 +68,34 @@ impl Source {
     }
 }
 
+/// Who gave a blob's bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Giver<'a> {
+    #[default]
+    Nobody,
+    One(&'a Source),
+    Several,
+}
+
+impl<'a> Giver<'a> {
+    /// Those and these.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nobody, one) | (one, Self::Nobody) => one,
+            (Self::One(first), Self::One(second)) if std::ptr::eq(first, second) => self,
+            _ => Self::Several,
+        }
+    }
+
+    /// The only one.
+    pub(super) fn one(self) -> Option<&'a Source> {
+        match self {
+            Self::One(source) => Some(source),
+            Self::Nobody | Self::Several => None,
+        }
+    }
+}
+
 /// Sources of the same thing, in the order in which they are asked.
 pub(super) type Holders<'a> = Vec<&'a Source>;
 

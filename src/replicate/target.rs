@@ -13,10 +13,11 @@ use super::error::CopyError;
 use super::image::Node;
 use super::retry::Health;
 use super::source::counted;
-use crate::oci::{Descriptor, Digest, Reference, RepositoryName, Tag, media_type};
+use crate::oci::manifest::Kind as ManifestKind;
+use crate::oci::{Descriptor, Digest, Manifest, Reference, RepositoryName, Tag, media_type};
 use crate::store::{LinkKind, PushedManifest, Store, StoredRepository};
 use crate::sys::files::Files;
-use crate::upstream::{Upstream, UpstreamConfigError, UpstreamError, UpstreamOptions};
+use crate::upstream::{ManifestTaken, Upstream, UpstreamConfigError, UpstreamError, UpstreamOptions};
 
 /// The longest manifest that is read from a tree, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -227,6 +228,13 @@ impl Target {
                 let reference = tag.map_or(Reference::Digest(node.digest), |tag| Reference::Tag(tag.clone()));
                 let put = upstream.put_manifest(repository, &reference, &node.media_type, node.bytes.clone());
                 match put.await {
+                    // The name of a signed schema 1 manifest is that of its payload, or of all its bytes.
+                    Ok(ManifestTaken { digest: Some(named), .. })
+                        if named != node.digest && node.media_type != media_type::DOCKER_SCHEMA1_SIGNED =>
+                    {
+                        let sent = node.digest;
+                        Err(CopyError::Unfit(format!("the target made {named} of it, which was sent {sent}")))
+                    }
                     Ok(taken) => Ok(Put::Done { knows_subject: taken.knows_subject }),
                     Err(error) if lacks_blobs(&error) => Ok(Put::Missing(error.to_string())),
                     Err(error) => Err(CopyError::Target(error)),
@@ -278,7 +286,7 @@ impl Target {
         }
     }
 
-    /// What the fallback tag of `subject` lists.
+    /// What the fallback tag of `subject` lists. Fails if that is nothing that lists anything.
     pub(super) async fn fallback(
         &self,
         files: &Files,
@@ -289,8 +297,13 @@ impl Target {
         let Some((bytes, media_type)) = self.manifest(files, repository, &Reference::Tag(tag)).await? else {
             return Ok(Vec::new());
         };
-        let index = crate::oci::Manifest::parse(&bytes, media_type.as_deref());
-        Ok(index.map(|index| index.manifests).unwrap_or_default())
+        match Manifest::parse(&bytes, media_type.as_deref()) {
+            Ok(index) if index.kind == ManifestKind::Index => Ok(index.manifests),
+            // Written over, it would be lost.
+            _ => {
+                Err(CopyError::Unfit(format!("the target's list of the referrers of {subject} is no index")))
+            }
+        }
     }
 
     /// Stores the list of `subject`'s referrers under its fallback tag.

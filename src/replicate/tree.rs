@@ -17,7 +17,7 @@ use crate::store::{Store, StoredRepository};
 
 /// The bounds of uploads into a tree, those of a server's clients on the same tree included.
 const LIMITS: UploadLimits =
-    UploadLimits { sessions_max: 1000, expiry: Duration::from_hours(1), bytes_max: u64::MAX };
+    UploadLimits { sessions_max: 1000, expiry: Duration::from_hours(24), bytes_max: u64::MAX };
 /// What goes to the disk at once, in bytes.
 const BATCH: usize = 1 << 20;
 /// Pieces shorter than this are copied together, in bytes.
@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
         let pump = Pump { copied_below: COPIED_BELOW, batch: BATCH, advance };
         let (received, written) = pump.run(&mut reader, upload).await;
         let upload = written.map_err(|WriteFailure { error, .. }| disk(error))?;
-        let source = reader.source();
+        let (source, giver) = (reader.source(), reader.giver());
         if let Err(error) = received {
             cancel(store, upload).await;
             return Err((error, source));
@@ -64,7 +64,7 @@ impl<'a> Run<'a> {
                 if let Ok(Opened::Open(upload)) = store.open_upload(&repository, &id, LIMITS).await {
                     cancel(store, upload).await;
                 }
-                Err((corrupt(source, &blob.digest, &actual), source))
+                Err((corrupt(giver, &blob.digest, &actual), giver.one()))
             }
             Err(Unfinished::Disk(error)) => Err(disk(error)),
         }

@@ -17,7 +17,7 @@ use super::image::{Blob, Job};
 use super::reader::BlobReader;
 use super::retry::Tries;
 use super::run::Run;
-use super::source::Source;
+use super::source::{Giver, Source};
 use crate::oci::Digest;
 use crate::upstream::{NotTaken, PieceSender, UploadSession, Upstream, UpstreamError};
 
@@ -35,6 +35,8 @@ struct Stream<'r, 'a> {
     sources: &'r [&'a Source],
     session: Option<UploadSession>,
     hashing: Hashing,
+    /// Who gave what was hashed.
+    giver: Giver<'a>,
     /// Bytes sent, those that were lost included.
     moved: Cell<u64>,
 }
@@ -50,6 +52,7 @@ impl<'a> Run<'a> {
         session: Option<UploadSession>,
     ) -> Result<u64, Failed<'a>> {
         let (digest, repository) = (&blob.digest, &**job.repository);
+        self.rested(&self.target.health).await.map_err(|error| (error, None))?;
         let begin = async {
             match session {
                 Some(session) => Ok(session),
@@ -80,6 +83,7 @@ impl<'a> Run<'a> {
             let Err(error) = sent else { break };
             let arrived = async {
                 self.target_failed(job, digest, error, &mut tries).await?;
+                self.rested(&self.target.health).await?;
                 self.is_there(job, digest, true).await
             };
             if arrived.await.map_err(|error| (error, None))? {
@@ -101,7 +105,8 @@ impl<'a> Run<'a> {
         session: Option<UploadSession>,
     ) -> Result<u64, Failed<'a>> {
         let hashing = Hashing::new(blob.digest.algorithm());
-        let mut stream = Stream { upstream, job, blob, sources, session, hashing, moved: Cell::new(0) };
+        let (giver, moved) = (Giver::Nobody, Cell::new(0));
+        let mut stream = Stream { upstream, job, blob, sources, session, hashing, giver, moved };
         let result = self.stream(&mut stream).await;
         if let (Err(_), Some(session)) = (&result, &stream.session) {
             self.cancel(upstream, job, &blob.digest, session).await;
@@ -114,6 +119,7 @@ impl<'a> Run<'a> {
         let (job, digest) = (stream.job, &stream.blob.digest);
         let (mut tries, mut farthest) = (Tries::default(), 0);
         loop {
+            self.rested(&self.target.health).await.map_err(|error| (error, None))?;
             let error = match self.attempt(stream).await {
                 Ok(()) => return Ok(()),
                 Err((CopyError::Target(error), _)) => error,
@@ -162,6 +168,7 @@ impl<'a> Run<'a> {
         let Some(from) = stream.hashing.rewind(session.received()) else {
             // So far back it is not known what was sent.
             stream.hashing = Hashing::new(digest.algorithm());
+            stream.giver = Giver::Nobody;
             stream.session = None;
             self.cancel(upstream, stream.job, digest, &session).await;
             return Err(target(broken(&session, "the target lost most of what it was sent".to_owned())));
@@ -172,11 +179,12 @@ impl<'a> Run<'a> {
         let thread = HashThread::start(hashing);
         let moved = Box::pin(self.moved(stream, &session, &mut reader, &thread)).await;
         stream.hashing = thread.finish().await.map_err(|error| (error, None))?;
+        stream.giver = stream.giver.and(reader.giver());
         let session = moved.map_err(|error| (error, reader.source()))?;
         stream.session = Some(session.clone());
         let actual = stream.hashing.digest();
         if actual != *digest {
-            return Err((corrupt(reader.source(), digest, &actual), reader.source()));
+            return Err((corrupt(stream.giver, digest, &actual), stream.giver.one()));
         }
         let all = stream.hashing.position();
         // Of nothing, and of one byte, distribution says the same.

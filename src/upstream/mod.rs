@@ -49,7 +49,7 @@ pub use error::{Attempt, UpstreamConfigError, UpstreamError};
 pub use manifests::{FetchedManifest, ManifestHead};
 pub use options::{Credentials, Observer, Operation, RequestObservation, UpstreamOptions};
 pub use payload::{NotTaken, PieceSender, PieceStream};
-pub use push::{Mount, UploadSession};
+pub use push::{ManifestTaken, Mount, UploadSession};
 pub use relay::{Refusal, Relay, Relayed};
 
 pub(crate) use tls::{Tls, read_ca_file};

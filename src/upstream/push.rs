@@ -68,8 +68,10 @@ pub enum Mount {
 }
 
 /// What a registry says to a manifest that it took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestTaken {
+    /// What it calls the manifest, if it says so: another name than that of the bytes that were sent, if it converted them.
+    pub digest: Option<Digest>,
     /// It keeps the list of the subject's referrers (`OCI-Subject`); else whoever pushes does, under a fallback tag.
     pub knows_subject: bool,
 }
@@ -297,7 +299,10 @@ impl Upstream {
             let what = format!("a manifest stored as {}, sent as {sent}", quoted(named));
             return Err(UpstreamError::Malformed { attempt: answer.attempt, what });
         }
-        let taken = ManifestTaken { knows_subject: fields.contains_key(OCI_SUBJECT) };
+        let taken = ManifestTaken {
+            digest: headers::text(fields, &CONTENT_DIGEST).and_then(|named| named.trim().parse().ok()),
+            knows_subject: fields.contains_key(OCI_SUBJECT),
+        };
         drain(answer.response).await;
         Ok(taken)
     }

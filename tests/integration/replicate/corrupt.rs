@@ -8,7 +8,7 @@ use crate::support::images::Image;
 use crate::support::process::Spliceway;
 use crate::support::push::{Repository, assert_comes_to_be_right, assert_tree_is_right, blob_path};
 use crate::support::registry::Registry;
-use crate::support::relay::{Fault, Relay};
+use crate::support::relay::{Fault, Relay, Reply};
 use crate::support::{MIB, sha256};
 
 /// Damages what is stored at the source, copies, and looks that the image `bad/app:1` has not come and `good/app:1` has.
@@ -86,6 +86,33 @@ fn a_byte_that_flips_on_the_way() {
     }
 }
 
+/// Two sources, of which one is damaged and gives a part only: the blob comes from the other one.
+#[test]
+fn a_part_from_a_source_that_is_damaged() {
+    let (bad, good) = (Registry::plain(), Registry::plain());
+    let image = Image::new(1225, "amd64", &[3 * MIB]);
+    for source in [&bad, &good] {
+        Repository::new(source.addr(), "team/app").push_image("1", &image);
+    }
+    let layer = sha256(image.layer(0));
+    let path = blob_path(&bad.data(), &layer);
+    let mut bytes = fs::read(&path).expect("it was pushed");
+    bytes[100] ^= 1;
+    fs::write(&path, bytes).expect("our own directory");
+    let registry = Registry::plain();
+    let spliceway = Spliceway::start(|_| ());
+    let root = spliceway.data().join("local");
+    for (to, addr) in [(registry.url(), registry.addr()), (directory(&root), spliceway.addr())] {
+        let source = Relay::before(bad.addr());
+        let absent = || Fault::Answer(Reply::new(404, "{}"));
+        source.script("GET", &layer, [Fault::CutAnswer(2 * MIB as u64), absent()]);
+        copy(&source.url(), &to, &["--from", &good.url()]).succeeded();
+        Repository::new(addr, "team/app").assert_holds("1", &image);
+        assert!(source.seen("GET", &layer).len() >= 2, "{}", source.lines());
+    }
+    assert_tree_is_right(&root);
+}
+
 /// On the way to the target: its own check, or ours, keeps the manifest away.
 #[test]
 fn a_manifest_that_is_not_what_its_digest_says() {
@@ -113,8 +140,6 @@ fn a_manifest_that_is_not_what_its_digest_says() {
 /// A manifest that is none: not pushed, named, and no reason to stop.
 #[test]
 fn what_is_no_manifest() {
-    use crate::support::relay::Reply;
-
     let from = Registry::plain();
     small(from.addr(), "bad/app", "1", 1251);
     let good = small(from.addr(), "good/app", "1", 1252);
@@ -140,8 +165,6 @@ fn what_is_no_manifest() {
 /// A manifest without end is not read without end.
 #[test]
 fn a_manifest_that_is_too_large() {
-    use crate::support::relay::Reply;
-
     let from = Registry::plain();
     small(from.addr(), "bad/app", "1", 1261);
     let good = small(from.addr(), "good/app", "1", 1262);

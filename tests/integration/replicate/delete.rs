@@ -88,6 +88,43 @@ fn where_tags_cannot_be_deleted() {
     ours.assert_holds("also", &stale.kept);
 }
 
+/// Two of one image that go both: neither keeps the other.
+#[test]
+fn tags_that_go_together_where_tags_cannot_be_deleted() {
+    let stale = Stale::new();
+    let to = Registry::plain();
+    stale.spoil(to.addr(), &["old", "old-alias"]);
+    stale.run(&to.url(), &["--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+}
+
+/// A target that says of a tag that it is not there to be deleted, and has it.
+#[test]
+fn where_there_is_no_request_to_delete_tags() {
+    let stale = Stale::new();
+    let registry = Registry::plain();
+    stale.spoil(registry.addr(), &["old"]);
+    let to = Relay::before(registry.addr());
+    to.always("DELETE", "/manifests/old", Fault::Answer(Reply::new(404, "404 page not found")));
+    stale.run(&to.url(), &["--delete"]).succeeded();
+    assert_eq!(tags(registry.addr(), "team/app"), ["also", "kept"]);
+}
+
+/// A source that knows the repository and has none of its tags, beside one that has some, may have lost them.
+#[test]
+fn not_while_a_source_has_no_tags() {
+    let stale = Stale::new();
+    let empty = Registry::plain();
+    stale.theirs.at(empty.addr()).push(b"a layer of nothing");
+    let to = Spliceway::start(|_| ());
+    stale.spoil(to.addr(), &["old"]);
+    let url = format!("http://{}", to.addr());
+    stale.run(&url, &["--delete", "--from", &empty.url()]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "old"]);
+    stale.run(&url, &["--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+}
+
 /// More than may be: none, since the source is hardly what it should be.
 #[test]
 fn at_most_so_many() {

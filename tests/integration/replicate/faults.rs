@@ -91,6 +91,36 @@ fn a_source_that_knows_no_ranges() {
     }
 }
 
+/// Who wants to be left alone for longer than anybody waits is left alone by everybody.
+#[test]
+fn a_target_that_wants_to_be_left_alone() {
+    let from = Registry::plain();
+    for number in 0..20 {
+        small(from.addr(), "team/app", &format!("{number}"), 1031 + number);
+    }
+    let to = Registry::plain();
+    let target = Relay::before(to.addr());
+    let reply = Reply::new(429, "{}").header("Retry-After", "7200");
+    target.always("POST", "/blobs/uploads/", Fault::Answer(reply));
+    copy(&from.url(), &target.url(), &["--concurrency", "1"]).failed(&["team/app:0", "team/app:19"]);
+    // Those that were under way; 40 blobs were to be sent.
+    let asked = target.seen("POST", "").len();
+    assert!((1..=8).contains(&asked), "{}", target.lines());
+}
+
+/// A target that makes something else of what it is sent does not have the image.
+#[test]
+fn a_target_that_converts() {
+    let from = Registry::plain();
+    let image = small(from.addr(), "team/app", "1", 1061);
+    let to = Registry::plain();
+    let target = Relay::before(to.addr());
+    let other = sha256(b"something else");
+    let reply = Reply::new(201, "").header("Docker-Content-Digest", &other);
+    target.always("PUT", "/manifests/", Fault::Answer(reply));
+    copy(&from.url(), &target.url(), &[]).failed(&["team/app:1", &other, &image.digest()]);
+}
+
 /// Every few requests are answered by an error, at the source and at the target, whatever they are.
 #[test]
 fn errors_now_and_then() {

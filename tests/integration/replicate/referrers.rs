@@ -143,6 +143,50 @@ fn a_list_of_the_targets_own_is_kept() {
     assert_eq!(found, expected);
 }
 
+/// The same where both keep lists under fallback tags, and the source's grows.
+#[test]
+fn a_list_of_the_targets_own_is_kept_beside_the_sources() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    signed.write_fallback_tags(&theirs);
+    let to = Registry::plain();
+    let ours = theirs.at(to.addr());
+    let own = artifact(&ours, "", Some(&signed.image), b"attached at the target");
+    put_index(&ours, &fallback(&signed.index), &[entry(&own)]);
+    let holds = |digests: &[String]| {
+        let mut found = tagged(&ours, &signed.index);
+        found.sort();
+        let mut expected = digests.to_vec();
+        expected.sort();
+        assert_eq!(found, expected);
+    };
+    copy(&from.url(), &to.url(), &[]).succeeded();
+    holds(&[sha256(&signed.signature), sha256(&own)]);
+    let second = artifact(&theirs, "", Some(&signed.image), b"a second signature");
+    put_index(&theirs, &fallback(&signed.index), &[entry(&signed.signature), entry(&second)]);
+    copy(&from.url(), &to.url(), &[]).succeeded();
+    holds(&[sha256(&signed.signature), sha256(&second), sha256(&own)]);
+    // And now there is nothing to do.
+    let target = Relay::before(to.addr());
+    copy(&from.url(), &target.url(), &[]).succeeded();
+    assert!(target.seen("PUT", "").is_empty(), "{}", target.lines());
+}
+
+/// What is under the fallback tag and is no list is nobody's to write over.
+#[test]
+fn what_is_no_list_is_kept() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let signed = Signed::push(&theirs);
+    let to = Registry::plain();
+    let ours = theirs.at(to.addr());
+    let image = Image::new(241, "amd64", &[10]);
+    ours.push_image(&fallback(&signed.index), &image);
+    copy(&format!("http://{}", from.addr()), &to.url(), &[]).failed(&["no index"]);
+    ours.assert_holds(&fallback(&signed.index), &image);
+}
+
 #[test]
 fn from_a_registry_without_the_api() {
     let from = Registry::plain();
