@@ -4,7 +4,8 @@
 //! layers (foreign ones too, should they be there), the manifests of lists and indexes, recursively, and the subject. What
 //! an index lists without calling it a manifest (`BuildKit`'s caches) is marked and not read. A child or a subject need not
 //! be there; once it is there it counts with all that it names. A layer's link may lead to another digest than its name
-//! says; then both are marked.
+//! says; then both are marked. The signatures that distribution before 2.3 kept beside a schema 1 manifest count as the
+//! manifest does.
 //!
 //! **It is all or nothing**: what cannot be read or understood ends the look with an error, and then nothing may be removed.
 //!
@@ -16,6 +17,7 @@
 //! whoever sweeps walks over the blobs and asks.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::Stop;
@@ -124,6 +126,7 @@ impl Marks {
         let Some(link) = place.link()? else { return Ok(()) };
         self.mark(&place.digest);
         self.mark(&link.digest);
+        self.signatures(&place.path())?;
         if self.read.contains(&link.digest) {
             return Ok(());
         }
@@ -136,6 +139,17 @@ impl Marks {
             None if place.link()?.is_none() => Ok(()),
             None => Err(WalkError::Dangling { path: place.path(), digest: link.digest }.into()),
         }
+    }
+
+    /// Marks what lies beside a manifest's link.
+    fn signatures(&mut self, link: &Path) -> Result<(), GcError> {
+        walk::links(&Layout::signatures(link), Unknown::Refused, |place| -> Result<(), GcError> {
+            self.mark(&place.digest);
+            if let Some(link) = place.link()? {
+                self.mark(&link.digest);
+            }
+            Ok(())
+        })
     }
 
     /// Marks these manifests and all that they name.

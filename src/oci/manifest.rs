@@ -3,7 +3,7 @@
 //!
 //! A manifest is stored and served byte for byte; what is parsed here decides only which content it needs, never what
 //! is sent. So the parser is strict where two readers could see two different sets of content in the same bytes (a key
-//! given twice, an image that also lists child manifests), and indifferent to everything else.
+//! given twice or in other letters, an image that also lists child manifests), and indifferent to everything else.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +19,7 @@ use super::media_type::{
     OCTET_STREAM, essence,
 };
 use super::quoted;
+use super::spelling::misspelt;
 
 /// The most descriptors a manifest may hold, all lists together.
 pub const DESCRIPTORS_MAX: usize = 10_000;
@@ -80,6 +81,9 @@ impl Manifest {
         let media_type = raw.media_type(content_type);
         let kind = kind_of(&media_type);
         raw.check(kind, &media_type)?;
+        if let Some((key, known)) = misspelt(bytes) {
+            return Err(InvalidManifest::Spelling { key: quoted(&key), known });
+        }
 
         let fs_layers =
             raw.fs_layers.unwrap_or_default().0.into_iter().map(|layer| Descriptor::new(layer.blob_sum));
@@ -146,6 +150,14 @@ pub enum InvalidManifest {
         media_type: String,
         /// The field that does not belong.
         field: &'static str,
+    },
+    /// A key that some readers take for another one, which is spelled differently.
+    #[error("manifest is invalid: some readers take its {key} for {known}")]
+    Spelling {
+        /// As it stands there, quoted.
+        key: String,
+        /// What it is taken for.
+        known: &'static str,
     },
     /// The schema version is not the one that goes with the media type.
     #[error("manifest of type {media_type} is invalid: schemaVersion is {found}, not {expected}")]

@@ -18,6 +18,7 @@ pub mod media_type;
 pub mod name;
 pub mod pattern;
 pub mod schema1;
+mod spelling;
 
 pub use descriptor::{Descriptor, Platform};
 pub use digest::{Algorithm, Digest, InvalidDigest};

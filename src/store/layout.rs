@@ -242,6 +242,11 @@ impl Layout {
         path
     }
 
+    /// Where distribution before 2.3 kept links to the signatures of the schema 1 manifest that `link` leads to.
+    pub fn signatures(link: &Path) -> PathBuf {
+        link.with_file_name("signatures")
+    }
+
     /// The directory that remembers which manifests of a repository refer to `subject`.
     pub fn referrers(&self, repository: &StoredRepository, subject: &Digest) -> PathBuf {
         let mut path = self.repository(repository);

@@ -105,6 +105,7 @@ pub(crate) fn manifest(
     }
     let there = durable::remove_if_there(&path)?;
     store.forget_link(repository, LinkKind::Manifest, digest);
+    durable::remove(&Layout::signatures(&path))?;
     if !remove_directory_of(&path) {
         durable::sync_parent(&path)?;
     }

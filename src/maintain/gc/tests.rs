@@ -6,7 +6,7 @@ use std::thread;
 use super::super::fixture::{LONG_AGO, Tree, at_once, digest, image, index, repository, set_modified, thing};
 use super::*;
 use crate::oci::Digest;
-use crate::store::LinkKind;
+use crate::store::{Layout, LinkKind};
 
 fn blobs(removed: &[Removed]) -> Vec<Digest> {
     let blob = |removed: &Removed| match removed {
@@ -278,6 +278,24 @@ fn blob_that_is_named_by_another_algorithm_stays() {
     assert!(tree.layout().blob(&stored).exists());
 }
 
+/// As registries of distribution before 2.3 left them.
+#[test]
+fn signatures_beside_a_manifest_stay_with_it() {
+    let tree = Tree::new();
+    let named = tree.image("a", Some("1"), &["c1"]);
+    let (signature, other) = (tree.blob("b", "signature"), tree.blob("b", "other"));
+    let beside = Layout::signatures(&tree.layout().link(&repository("a"), LinkKind::Manifest, &named));
+    let link = beside.join("sha256").join(signature.hex()).join("link");
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    fs::write(&link, signature.to_string()).unwrap();
+    tree.age();
+    assert_eq!(blobs(&tree.gc(&at_once())), [other]);
+    tree.rm("a:1");
+    assert!(!beside.exists());
+    tree.age();
+    assert_eq!(blobs(&tree.gc(&at_once())), [signature]);
+}
+
 #[test]
 fn what_is_not_understood_ends_a_run_before_anything_goes() {
     let tree = Tree::new();
@@ -295,6 +313,8 @@ fn what_is_not_understood_ends_a_run_before_anything_goes() {
         (&current, b""),
         (&current, b"latest"),
         (&layout.blob(&named), b"{}}"),
+        // What docker-registry and clients read as layers.
+        (&layout.blob(&named), b"{\"Layers\":[]}"),
         (&layout.blob(&named), b""),
     ] {
         let before = fs::read(path).unwrap();
