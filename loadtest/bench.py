@@ -68,10 +68,10 @@ class Bench:
 
     @contextmanager
     def registry(self, root: Path | None = None) -> Iterator[Registry]:
-        """Runs a registry on the clients' core: over what is there, or over nothing, to be gone when the block ends."""
+        """Runs a registry, on both cores: over what is there, or over nothing, to be gone when the block ends."""
         with (
             self.fresh_directory("registry") as directory,
-            running_registry(directory, root or directory / "data", self.cores.client) as registry,
+            running_registry(directory, root or directory / "data", self.cores) as registry,
         ):
             yield registry
 

@@ -1,4 +1,8 @@
-"""Workloads of programs that copy a registry to another one."""
+"""Workloads of programs that copy a registry to another one.
+
+All of it runs on both cores, as it would where they are used: what copies is asleep most of the time, and two registries
+that had one core between them would be all that is measured.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,9 @@ from bench import Bench
 from content import Content
 from copiers import Copier, Route
 from figures import COPY, Figure
-from measure import core_busy, kibibytes, touch_free_memory
+from measure import kibibytes, touch_free_memory
 from peer import Role
-from processes import LOG_BYTES_KEPT, ProcessError, bare_environment, pinned
+from processes import LOG_BYTES_KEPT, Cores, ProcessError, bare_environment, pinned
 from records import CopyRound, Costs, FailureRecord, Record, ServerRecord
 from shelf import Shelf
 from workload import FAILURES
@@ -31,7 +35,7 @@ MISSING_MAX = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Replication:
-    """A registry copied to one that is new in each turn. Both run on the clients' core, what copies on the server's."""
+    """A registry copied to one that is new in each turn."""
 
     name: str
     title: str
@@ -67,8 +71,8 @@ class Replication:
                 yield ServerRecord(self.name, copier.label(Role.COPY), list(map(bench.shortened, command)), "")
             touch_free_memory()
             if self.again:
-                run_copy(command, bench.cores.server, directory)
-            found = run_copy(command, bench.cores.server, directory)
+                run_copy(command, bench.cores, directory)
+            found = run_copy(command, bench.cores, directory)
             missing = list(shelf.missing_at(target.root, every_byte=number == 1))
             yield CopyRound(
                 workload=self.name,
@@ -88,15 +92,14 @@ class CopyResult:
     costs: Costs
 
 
-def run_copy(command: Sequence[str], core: int, directory: Path) -> CopyResult:
+def run_copy(command: Sequence[str], cores: Cores, directory: Path) -> CopyResult:
     """Runs a program to its end; raises `ProcessError` if it fails."""
     load_average = os.getloadavg()[0]
-    busy_before = core_busy(core)
     log_path = directory / "output.log"
     began = time.monotonic_ns()
     with log_path.open("wb") as log:
         popen = subprocess.Popen(
-            [*pinned(core), *command],
+            [*pinned(cores), *command],
             cwd=directory,
             env=bare_environment(directory),
             stdin=subprocess.DEVNULL,
@@ -115,7 +118,7 @@ def run_copy(command: Sequence[str], core: int, directory: Path) -> CopyResult:
         elapsed_ns=elapsed,
         cpu_ns=cpu_ns,
         cpu_live_threads_ns=cpu_ns,
-        core_taken_ns=max(0, core_busy(core) - busy_before - cpu_ns),
+        core_taken_ns=0,
         peak_memory_bytes=peak_kib * 1024,
         origin_gets=0,
         origin_heads=0,

@@ -107,7 +107,7 @@ class Process:
 
 
 @contextmanager
-def running(name: str, arguments: Sequence[str], core: int, directory: Path) -> Iterator[Process]:
+def running(name: str, arguments: Sequence[str], core: int | Cores, directory: Path) -> Iterator[Process]:
     """Runs a program until the block ends; its output goes to `directory`/output.log."""
     log_path = directory / "output.log"
     with log_path.open("wb") as log:
@@ -127,9 +127,10 @@ def running(name: str, arguments: Sequence[str], core: int, directory: Path) -> 
         process.stop()
 
 
-def pinned(core: int) -> list[str]:
-    """The beginning of a command that runs on `core` and ends when this process does."""
-    return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", str(core)]
+def pinned(core: int | Cores) -> list[str]:
+    """The beginning of a command that runs on a core, or on any of several, and ends when this process does."""
+    allowed = f"{core.server},{core.client}" if isinstance(core, Cores) else str(core)
+    return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", allowed]
 
 
 def bare_environment(home: Path) -> dict[str, str]:

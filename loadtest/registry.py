@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Process, free_port, running
+from processes import Cores, Process, free_port, running
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ storage:
 
 
 @contextmanager
-def running_registry(directory: Path, root: Path, core: int) -> Iterator[Registry]:
+def running_registry(directory: Path, root: Path, cores: Cores) -> Iterator[Registry]:
     """Runs a registry over `root` until the block ends."""
     directory.mkdir()
     root.mkdir(exist_ok=True)
     port = free_port()
     path = directory / "registry.yml"
     path.write_text(registry_configuration(root, port))
-    with running("registry", ["docker-registry", "serve", str(path)], core, directory) as process:
+    with running("registry", ["docker-registry", "serve", str(path)], cores, directory) as process:
         process.wait_for_port(port)
         yield Registry(process, port, root)
