@@ -316,7 +316,7 @@ impl Tagged {
 }
 
 /// The tag that clients keep a manifest's referrers in where a registry has no list of them.
-fn fallback_tag(digest: &Digest) -> Option<Tag> {
+pub(super) fn fallback_tag(digest: &Digest) -> Option<Tag> {
     let hex = digest.hex();
     let hex = hex.get(..FALLBACK_LEN).unwrap_or(&hex);
     format!("{}-{hex}", digest.algorithm()).parse().ok()

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
 
 use super::Stop;
-use super::contents::{Choice, Contents, Revision};
+use super::contents::{Choice, Contents, Revision, fallback_tag};
 use super::mark::Gone;
 use super::sweep::{GcError, Sweeper, Went};
 use crate::oci::{Algorithm, Digest, Tag};
 use crate::store::StoredRepository;
+
+/// How far it is looked at what a manifest refers to, and that refers to.
+const SUBJECTS_MAX: usize = 16;
 
 /// What of one repository goes.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Plan {
     tags: Vec<(Tag, Digest)>,
     /// In this order.
     revisions: Vec<(Digest, Revision)>,
+    /// Where each of them is.
+    places: HashMap<Digest, usize>,
     /// What manifests are linked under, where it is not their digest.
     names: HashMap<Digest, Digest>,
     /// What manifests that stay name as their blobs.
@@ -39,12 +44,14 @@ impl Plan {
         let tag = |tag: &Tag| Some((tag.clone(), contents.tags.get(tag)?.current));
         let tags = choice.tags.iter().filter_map(tag).collect();
         let taken = |digest: Digest| contents.revisions.remove(&digest).map(|revision| (digest, revision));
-        let revisions = order.into_iter().filter_map(taken).collect();
+        let revisions: Vec<_> = order.into_iter().filter_map(taken).collect();
+        let places = revisions.iter().enumerate().map(|(at, (digest, _))| (*digest, at)).collect();
         let staying = contents.revisions.into_values();
         Self {
             repository: repository.clone(),
             tags,
             revisions,
+            places,
             names: contents.names,
             kept_blobs: staying.flat_map(|revision| revision.blobs).collect(),
         }
@@ -89,8 +96,12 @@ impl Plan {
     /// Removes the tags. What those lead to that could not be removed, or were set again meanwhile.
     fn remove_tags(&self, sweeper: &mut Sweeper<'_>) -> HashSet<Digest> {
         let mut stays = HashSet::new();
+        let about: HashMap<Tag, &Digest> =
+            self.revisions.iter().filter_map(|(digest, _)| Some((fallback_tag(digest)?, digest))).collect();
         for (tag, current) in &self.tags {
-            if !sweeper.tag(&self.repository, tag, current) {
+            if about.get(tag).is_some_and(|digest| self.is_relied_on(sweeper, digest)) {
+                stays.insert(self.name(current));
+            } else if !sweeper.tag(&self.repository, tag, current) {
                 stays.insert(self.name(current));
             }
         }
@@ -101,7 +112,9 @@ impl Plan {
     fn remove_manifests(&self, sweeper: &mut Sweeper<'_>, mut stays: HashSet<Digest>) -> Carried {
         let mut carried = Carried::default();
         for (digest, revision) in &self.revisions {
-            let went = if stays.contains(digest) {
+            // What refers to a manifest goes before it, and is lost if that stays.
+            let is_wanted = |subject| self.is_relied_on(sweeper, subject);
+            let went = if stays.contains(digest) || revision.subject.as_ref().is_some_and(is_wanted) {
                 Went::Relied
             } else {
                 let subject = revision.subject.as_ref();
@@ -118,6 +131,22 @@ impl Plan {
             }
         }
         carried
+    }
+
+    /// Whether somebody relies on a manifest of this plan, or on what that refers to, since it was made; as far as can be
+    /// seen without locks.
+    fn is_relied_on(&self, sweeper: &Sweeper<'_>, digest: &Digest) -> bool {
+        let mut next = Some(*digest);
+        for _ in 0..SUBJECTS_MAX {
+            let Some(name) = next.map(|digest| self.name(&digest)) else { break };
+            let Some(at) = self.places.get(&name) else { break };
+            let (_, revision) = &self.revisions[*at];
+            if sweeper.is_relied_on(&revision.target) {
+                return true;
+            }
+            next = revision.subject;
+        }
+        false
     }
 
     /// It is not known what is on disk: nothing that depends on it may follow.

@@ -3,6 +3,7 @@ use std::fs;
 use std::sync::mpsc;
 use std::thread;
 
+use super::super::contents::fallback_tag;
 use super::super::fixture::{LONG_AGO, Tree, at_once, digest, image, index, repository, set_modified, thing};
 use super::*;
 use crate::oci::Digest;
@@ -240,6 +241,30 @@ fn image_that_is_pushed_again_during_a_run_keeps_its_tag() {
         assert_eq!(tree.tags("a"), BTreeSet::from(["1".to_owned()]));
         assert!(tree.has_manifest("a", &again) && !tree.has_manifest("a", &other));
         tree.assert_exact();
+    }
+}
+
+#[test]
+fn what_refers_to_an_image_that_is_pushed_again_during_a_run_stays() {
+    for phase in ["looking at what is referred to", "removing manifests"] {
+        let tree = Tree::new();
+        let again = tree.image("a", None, &["c1"]);
+        let signature = tree.referrer("a", None, "s", &again);
+        let countersignature = tree.referrer("a", None, "cs", &signature);
+        let listed = tree.referrer("a", None, "l", &digest(b"nothing"));
+        let list = tree.index("a", Some(fallback_tag(&again).unwrap().as_str()), &[listed]);
+        tree.age();
+        let options = GcOptions { untagged: true, ..GcOptions::default() };
+        let collected = tree.gc_with(&options, |event| {
+            if matches!(event, Event::Phase(now) if now == phase) {
+                assert_eq!(tree.put("a", Some("1"), &image(&["c1"])), Ok(again));
+            }
+        });
+        collected.expect("collected");
+        for named in [again, signature, countersignature, listed, list] {
+            assert!(tree.has_manifest("a", &named), "{phase}");
+        }
+        assert_eq!(tree.tags("a").len(), 2);
     }
 }
 
