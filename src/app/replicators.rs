@@ -15,7 +15,6 @@ use super::trees::{Trees, credentials, observer};
 use super::{STORE_THREADS_MAX, STORE_WAIT_MAX, runtime};
 use crate::config::{Config, RegistryConfig, ReplicateConfig};
 use crate::metrics::{Metrics, ReplicateMetrics};
-use crate::oci::Pattern;
 use crate::replicate::{
     Address, Defaults, Event, Finders, ImageOutcome, Locals, Narrator, Replication, Replicator, Scheme,
     SourceOptions, Stop, Target,
@@ -57,11 +56,9 @@ impl Replicators {
             for one in &registry.replicate {
                 let stop = Stop::new();
                 self.stops.push(stop.clone());
-                let mut config = one.clone();
-                config.selection.exclude.extend(below_upstreams(registry));
                 work.push(Work {
                     registry: registry.name.clone(),
-                    config,
+                    config: one.clone(),
                     manifest_bytes_max: registry.manifest_bytes_max,
                     locals: locals.clone(),
                     store: Arc::clone(&store),
@@ -210,13 +207,6 @@ impl Counted {
             | Event::Retrying { .. } => {}
         }
     }
-}
-
-/// What is asked of an upstream when it is named, and would lie in `local` where nobody can reach it.
-fn below_upstreams(registry: &RegistryConfig) -> impl Iterator<Item = Pattern> {
-    // No repository's name has a port in it.
-    let names = registry.upstreams.iter().map(|upstream| upstream.name.as_str());
-    names.filter(|name| !name.contains(':')).map(|name| Pattern::new(&format!("{name}/*")))
 }
 
 /// Where the registry itself can be reached: its own listeners, and the common ones if they lead to it.

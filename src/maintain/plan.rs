@@ -99,9 +99,8 @@ impl Plan {
         let about: HashMap<Tag, &Digest> =
             self.revisions.iter().filter_map(|(digest, _)| Some((fallback_tag(digest)?, digest))).collect();
         for (tag, current) in &self.tags {
-            if about.get(tag).is_some_and(|digest| self.is_relied_on(sweeper, digest)) {
-                stays.insert(self.name(current));
-            } else if !sweeper.tag(&self.repository, tag, current) {
+            let is_wanted = about.get(tag).is_some_and(|digest| self.is_relied_on(sweeper, digest));
+            if is_wanted || !sweeper.tag(&self.repository, tag, current) {
                 stays.insert(self.name(current));
             }
         }

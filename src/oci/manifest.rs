@@ -3,7 +3,7 @@
 //!
 //! A manifest is stored and served byte for byte; what is parsed here decides only which content it needs, never what
 //! is sent. So the parser is strict where two readers could see two different sets of content in the same bytes (a key
-//! given twice or in other letters, an image that also lists child manifests), and indifferent to everything else.
+//! given twice, an image that also lists child manifests), and indifferent to everything else.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,9 +81,6 @@ impl Manifest {
         let media_type = raw.media_type(content_type);
         let kind = kind_of(&media_type);
         raw.check(kind, &media_type)?;
-        if let Some((key, known)) = misspelt(bytes) {
-            return Err(InvalidManifest::Spelling { key: quoted(&key), known });
-        }
 
         let fs_layers =
             raw.fs_layers.unwrap_or_default().0.into_iter().map(|layer| Descriptor::new(layer.blob_sum));
@@ -105,6 +102,16 @@ impl Manifest {
             return Err(InvalidManifest::TooManyDescriptors);
         }
         Ok(manifest)
+    }
+
+    /// Reads a manifest that is to be kept whole, or collected around: one with keys that other readers take for those that
+    /// are meant here is refused, since they would see more content in it. Otherwise as [`Manifest::parse`].
+    pub fn parse_strict(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, InvalidManifest> {
+        let manifest = Self::parse(bytes, content_type)?;
+        match misspelt(bytes)? {
+            Some((key, known)) => Err(InvalidManifest::Spelling { key: quoted(&key), known }),
+            None => Ok(manifest),
+        }
     }
 
     /// The blobs that a registry must hold for this manifest to be whole: config and layers, without foreign layers. A

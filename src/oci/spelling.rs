@@ -1,7 +1,9 @@
 //! Keys that differ from those of a manifest by upper and lower case alone. Go's reader, and with it most clients and
 //! registries, takes one for the other (`encoding/json`, "Unmarshal"), ours does not: it would not see what they see.
 
-use serde_json::{Map, Value};
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 const MANIFEST: [&str; 9] = [
     "schemaVersion",
@@ -17,21 +19,14 @@ const MANIFEST: [&str; 9] = [
 const DESCRIPTOR: [&str; 4] = ["mediaType", "digest", "size", "urls"];
 const FS_LAYER: [&str; 1] = ["blobSum"];
 
-/// A key of a manifest that some readers take for another one, and that one.
-pub(super) fn misspelt(manifest: &[u8]) -> Option<(String, &'static str)> {
-    if !may_be_misspelt(manifest) {
-        return None;
+/// A key of a manifest that some readers take for another one, and that one. Keeps nothing of the manifest in memory.
+pub(super) fn misspelt(manifest: &[u8]) -> Result<Option<(String, &'static str)>, serde_json::Error> {
+    let mut found = None;
+    if may_be_misspelt(manifest) {
+        let mut reader = serde_json::Deserializer::from_slice(manifest);
+        Object { known: &MANIFEST, found: &mut found }.deserialize(&mut reader)?;
     }
-    let manifest: Map<String, Value> = serde_json::from_slice(manifest).ok()?;
-    let single = ["config", "subject"].into_iter().filter_map(|key| manifest.get(key));
-    let listed = |key: &str| manifest.get(key).and_then(Value::as_array).into_iter().flatten();
-    let descriptors = single.chain(["layers", "blobs", "manifests"].into_iter().flat_map(listed));
-    let descriptors = descriptors.filter_map(Value::as_object).map(|object| (object, &DESCRIPTOR[..]));
-    let fs_layers = listed("fsLayers").filter_map(Value::as_object).map(|object| (object, &FS_LAYER[..]));
-    let mut objects = [(&manifest, &MANIFEST[..])].into_iter().chain(descriptors).chain(fs_layers);
-    objects.find_map(|(object, known)| {
-        object.keys().find_map(|key| Some((key.clone(), other_than(key, known)?)))
-    })
+    Ok(found)
 }
 
 /// A quick look at all texts, which nearly always finds none: keys and values alike.
@@ -63,13 +58,69 @@ fn is_like(text: &str, known: &str) -> bool {
     text.len() >= known.len() && text.chars().map(fold).eq(known.chars().map(fold))
 }
 
+/// What is read: an object with such keys, a list of such objects, or nothing.
+struct Object<'a> {
+    known: &'static [&'static str],
+    found: &'a mut Option<(String, &'static str)>,
+}
+
+impl Object<'_> {
+    /// What stands under a key that is known.
+    fn below(&self, key: &str) -> Option<&'static [&'static str]> {
+        match key {
+            _ if self.known != MANIFEST => None,
+            "config" | "subject" | "layers" | "blobs" | "manifests" => Some(&DESCRIPTOR),
+            "fsLayers" => Some(&FS_LAYER),
+            _ => None,
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object, or a list of objects")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Object { known: self.known, found: &mut *self.found })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        while let Some(key) = object.next_key::<String>()? {
+            match self.below(&key) {
+                Some(known) => object.next_value_seed(Object { known, found: &mut *self.found })?,
+                None => drop(object.next_value::<IgnoredAny>()?),
+            }
+            if let Some(known) = other_than(&key, self.known) {
+                self.found.get_or_insert((key, known));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[track_caller]
     fn found(manifest: &str) -> Option<&'static str> {
-        misspelt(manifest.as_bytes()).map(|(_, known)| known)
+        misspelt(manifest.as_bytes()).expect("a manifest").map(|(_, known)| known)
     }
 
     #[test]
@@ -89,6 +140,14 @@ mod tests {
         assert_eq!(found(r#"{"layers":[{"digest":"x","annotations":{"Digest":"x"}}]}"#), None);
         assert_eq!(found(r#"{"annotations":{"Layers":"Config"},"config":{"mediaType":"Layers"}}"#), None);
         assert_eq!(found(r#"{"history":[{"v1Compatibility":"{\"Config\":{},\"config\":{}}"}]}"#), None);
-        assert_eq!(found(r#"{"layer":[],"digests":1,"a\u0020b":2}"#), None);
+        assert_eq!(found(r#"{"layers":null,"layer":[],"digests":1,"a\u0020b":2}"#), None);
+    }
+
+    /// What our reader skips must not keep it from seeing the rest.
+    #[test]
+    fn what_is_skipped_hides_nothing() {
+        for odd in [r#""\ud800""#, "1e999", r#"{"a":[{"":0}]}"#] {
+            assert_eq!(found(&format!(r#"{{"x":{odd},"Layers":[]}}"#)), Some("layers"), "{odd}");
+        }
     }
 }

@@ -52,8 +52,8 @@ impl Registry {
             None => Bytes::new(),
         };
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let manifest =
-            Manifest::parse(&content, content_type).map_err(|error| ApiError::manifest_invalid(&error))?;
+        let manifest = Manifest::parse_strict(&content, content_type)
+            .map_err(|error| ApiError::manifest_invalid(&error))?;
         let digest = match reference {
             Reference::Digest(named) => {
                 let actual = Digest::of(named.algorithm(), &content);

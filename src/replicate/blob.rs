@@ -169,8 +169,17 @@ impl<'a> Run<'a> {
                         .push_back(sources.into_iter().filter(|one| !std::ptr::eq(*one, culprit)).collect());
                 }
                 // Several gave a part of it: which of them is wrong shows when each gives all.
-                (CopyError::Mixed(_), _) => choices.extend(sources.into_iter().map(|one| vec![one])),
-                (CopyError::Content { .. } | CopyError::Corrupt(_) | CopyError::Source(_), _) => {}
+                (CopyError::Mixed(_) | CopyError::Corrupt(_), _) if sources.len() > 1 => {
+                    choices.extend(sources.into_iter().map(|one| vec![one]));
+                }
+                (
+                    CopyError::Content { .. }
+                    | CopyError::Mixed(_)
+                    | CopyError::Corrupt(_)
+                    | CopyError::Source(_),
+                    _,
+                ) => {}
+                (CopyError::Resting { .. }, _) if !choices.is_empty() => {}
                 _ => return Err(error),
             }
             if !choices.is_empty() {

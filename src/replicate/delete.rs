@@ -6,7 +6,8 @@
 //! thing to be had in place of what could not be copied.
 //!
 //! distribution 2.8 removes no tag, only a manifest with all its tags. That is done only if nothing else in the repository
-//! needs the manifest: no tag that stays points at it, nor at an index that contains it, however deep.
+//! needs the manifest: no tag that stays points at it, and no tag at an index that contains it, however deep. What goes with
+//! such an index goes after it.
 
 use std::collections::HashSet;
 
@@ -43,16 +44,42 @@ impl Run<'_> {
             return self.failed(&"removing tags", &why);
         }
         let goes: HashSet<ImageName> = superfluous.iter().cloned().collect();
-        for image in superfluous {
-            if self.stop.is_requested() {
+        let mut left = superfluous;
+        // What another one of them needs goes after that.
+        loop {
+            let before = left.len();
+            let Some(needed) = self.delete_all(left, &goes).await else { return };
+            if needed.is_empty() || needed.len() == before {
+                for (image, why) in needed {
+                    self.failed(&image, &format!("not removed: {why}"));
+                }
                 return;
+            }
+            left = needed.into_iter().map(|(image, _)| image).collect();
+        }
+    }
+
+    /// Removes each, but for those that something needs, and why. `None`: told to stop.
+    async fn delete_all(
+        &self,
+        images: Vec<ImageName>,
+        goes: &HashSet<ImageName>,
+    ) -> Option<Vec<(ImageName, String)>> {
+        let mut needed = Vec::new();
+        for image in images {
+            if self.stop.is_requested() {
+                return None;
             }
             if !self.options.dry_run {
                 let removing =
-                    self.retrying(&image, &self.target.health, async || self.delete(&image, &goes).await);
+                    self.retrying(&image, &self.target.health, async || self.delete(&image, goes).await);
                 match removing.await {
-                    Ok(()) => {}
-                    Err(error) if error.is_stop() => return,
+                    Ok(None) => {}
+                    Ok(Some(why)) => {
+                        needed.push((image, why));
+                        continue;
+                    }
+                    Err(error) if error.is_stop() => return None,
                     Err(error) => {
                         self.failed(&image, &format!("not removed: {error}"));
                         continue;
@@ -62,14 +89,20 @@ impl Run<'_> {
             self.tally.count(|summary| summary.tags_deleted += 1);
             self.tell(Event::Deleted { image });
         }
+        Some(needed)
     }
 
-    async fn delete(&self, image: &ImageName, goes: &HashSet<ImageName>) -> Result<(), CopyError> {
-        let Reference::Tag(tag) = &image.reference else { return Ok(()) };
+    /// Removes a tag; or says what needs the manifest that would have to go with it.
+    async fn delete(
+        &self,
+        image: &ImageName,
+        goes: &HashSet<ImageName>,
+    ) -> Result<Option<String>, CopyError> {
+        let Reference::Tag(tag) = &image.reference else { return Ok(None) };
         match &self.target.kind {
             Kind::Tree(store) => {
                 let removed = store.remove_tag(&StoredRepository::local(&image.repository), tag).await;
-                removed.map(|_| ()).map_err(|error| self.target.disk("remove a tag", error))
+                removed.map(|_| None).map_err(|error| self.target.disk("remove a tag", error))
             }
             Kind::Registry { upstream, .. } => {
                 match upstream.delete_manifest(&image.repository, &image.reference).await {
@@ -78,7 +111,7 @@ impl Run<'_> {
                     }
                     // It is gone, or there is no such request here.
                     Err(error) if error.is_absence() => self.delete_manifest(image, tag, goes).await,
-                    done => done.map_err(CopyError::Target),
+                    done => done.map(|()| None).map_err(CopyError::Target),
                 }
             }
         }
@@ -90,22 +123,24 @@ impl Run<'_> {
         image: &ImageName,
         tag: &Tag,
         goes: &HashSet<ImageName>,
-    ) -> Result<(), CopyError> {
+    ) -> Result<Option<String>, CopyError> {
         let (repository, target): (_, &Target) = (&image.repository, self.target);
-        let Some(digest) = target.tagged(&self.files, repository, tag).await? else { return Ok(()) };
+        let Some(digest) = target.tagged(&self.files, repository, tag).await? else { return Ok(None) };
         for other in target.tags(repository).await? {
             let reference = Reference::Tag(other.clone());
-            if goes.contains(&ImageName { repository: repository.clone(), reference: reference.clone() }) {
-                continue;
-            }
-            if self.needs(repository, &reference, &digest).await? {
-                return Err(CopyError::Unfit(format!(
-                    "the target removes no tags, only manifests, and {other} needs this one ({digest})"
-                )));
+            let is_needed = if target.tagged(&self.files, repository, &other).await? == Some(digest) {
+                !goes.contains(&ImageName { repository: repository.clone(), reference })
+            } else {
+                self.needs(repository, &reference, &digest).await?
+            };
+            if is_needed {
+                let why = "the target removes no tags, only manifests";
+                return Ok(Some(format!("{why}, and {other} needs this one ({digest})")));
             }
         }
-        let Kind::Registry { upstream, .. } = &target.kind else { return Ok(()) };
-        upstream.delete_manifest(repository, &Reference::Digest(digest)).await.map_err(CopyError::Target)
+        let Kind::Registry { upstream, .. } = &target.kind else { return Ok(None) };
+        let deleted = upstream.delete_manifest(repository, &Reference::Digest(digest)).await;
+        deleted.map(|()| None).map_err(CopyError::Target)
     }
 
     /// Whether a manifest is another one, or contains it.

@@ -2,6 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+
+use humantime_serde::re::humantime::{FormattedDuration, format_duration};
 
 use crate::oci::Digest;
 use crate::upstream::UpstreamError;
@@ -27,6 +30,9 @@ pub(super) enum CopyError {
     /// The target's disk did not take it.
     #[error("target {target}: {what}: {cause}")]
     Disk { target: String, what: &'static str, cause: Arc<io::Error> },
+    /// It was not asked, since it said that it wants to be left alone for so long.
+    #[error("{server} wants to be left alone for another {}: it is not asked", whole_seconds(*left))]
+    Resting { server: String, left: Duration },
     /// It is nothing that can be copied, whoever has it.
     #[error("{0}")]
     Unfit(String),
@@ -54,7 +60,16 @@ impl CopyError {
         self.upstream().is_some_and(UpstreamError::is_absence)
     }
 
+    /// Whether it is about a server that answers nothing now, whatever it is asked.
+    pub(super) fn is_of_the_server(&self) -> bool {
+        self.is_retryable() || matches!(self, Self::Resting { .. })
+    }
+
     pub(super) fn is_stop(&self) -> bool {
         matches!(self, Self::Stopped)
     }
+}
+
+fn whole_seconds(duration: Duration) -> FormattedDuration {
+    format_duration(Duration::from_secs(duration.as_secs()))
 }

@@ -187,7 +187,7 @@ impl<'a> Run<'a> {
         reference: &Reference,
     ) -> Result<((Node, Manifest), &'a Source), CopyError> {
         let (fetched, source) = self.fetch(job.image, job.holders, reference).await?;
-        let manifest = Manifest::parse(&fetched.bytes, fetched.media_type.as_deref());
+        let manifest = Manifest::parse_strict(&fetched.bytes, fetched.media_type.as_deref());
         let manifest = manifest.map_err(|error| CopyError::Content {
             source_name: source.name().to_owned(),
             what: format!("{reference}: {error}"),

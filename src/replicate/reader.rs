@@ -85,7 +85,10 @@ impl<'r, 'a> BlobReader<'r, 'a> {
     pub(super) async fn open(&mut self) -> Result<(), CopyError> {
         while self.body.is_none() {
             let Some(source) = self.source() else { return Err(CopyError::Corrupt(Box::new(self.digest))) };
-            self.run.rested(&source.health).await?;
+            if let Err(error) = self.run.rested(&source.health).await {
+                self.failed(source, error).await?;
+                continue;
+            }
             let range = (self.position > 0).then_some((self.position, None));
             let request = BlobRequest { range, ..BlobRequest::default() };
             let asked = source.upstream.blob(self.job.repository, &self.digest, request).await;

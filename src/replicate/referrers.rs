@@ -253,7 +253,18 @@ impl<'a> Run<'a> {
         let _list = self.enter_list(job, Some(tag)).await;
         let reference = Reference::Tag(tag.clone());
         let there = self.at_target(job.image, &reference).await?;
-        let more = there.and_then(|(bytes, _)| beyond(&bytes, &node.bytes)).unwrap_or_default();
+        let more = match (there, children(&node.bytes)) {
+            (Some((theirs, _)), Some(ours)) => {
+                let Some(theirs) = children(&theirs) else {
+                    // Written over, it would be lost.
+                    let why = format!("what the target has under {tag} is no list of referrers");
+                    return Err(CopyError::Unfit(why));
+                };
+                let ours: HashSet<Digest> = ours.into_iter().map(|(digest, _)| digest).collect();
+                theirs.into_iter().filter(|(digest, _)| !ours.contains(digest)).collect()
+            }
+            _ => Vec::new(),
+        };
         let mut kept = Vec::new();
         for (digest, descriptor) in more {
             let has = self.retrying(job.image, &self.target.health, async || {
@@ -298,13 +309,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The descriptors, as they are written, of those manifests in the index `theirs` that `ours` has not. `None` if one of both
-/// is no index.
-fn beyond(theirs: &[u8], ours: &[u8]) -> Option<Vec<(Digest, Value)>> {
-    let ours: HashSet<Digest> = children(ours)?.into_iter().map(|(digest, _)| digest).collect();
-    Some(children(theirs)?.into_iter().filter(|(digest, _)| !ours.contains(digest)).collect())
-}
-
+/// The manifests in an index, with their descriptors as they are written. `None`: it is no index.
 fn children(index: &[u8]) -> Option<Vec<(Digest, Value)>> {
     let index: Value = serde_json::from_slice(index).ok()?;
     let listed = index.get("manifests")?.as_array()?;

@@ -14,6 +14,7 @@ use super::run::Run;
 use super::select::belongs_to_digest;
 use super::source::{Holders, Source};
 use super::target::fallback_tag;
+use crate::oci::manifest::Kind;
 use crate::oci::media_type::{DOCKER_LIST, DOCKER_SCHEMA1_SIGNED, OCI_INDEX};
 use crate::oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag};
 use crate::upstream::{ManifestHead, UpstreamError};
@@ -112,7 +113,10 @@ impl<'a> Run<'a> {
             self.failed(name, &missing.unwrap_or(CopyError::Stopped));
         }
         // One that has the repository and none of its tags beside one that has some may have lost them.
-        is_whole &= absent + empty == 0;
+        if absent + empty > 0 {
+            is_whole = false;
+            tracing::debug!(%name, absent, empty, "sources without its tags: none is removed");
+        }
         Some((tags, is_whole))
     }
 
@@ -253,8 +257,9 @@ impl<'a> Run<'a> {
         let (ManifestHead { digest, media_type, .. }, source) = wanted?;
         let (Some(there), Some(digest)) = (there?, digest) else { return Ok(Look::Different(digest)) };
         let is_equal = there == digest
-            || (media_type.as_deref() == Some(DOCKER_SCHEMA1_SIGNED)
-                && self.is_signed_as(source, image, &there).await?)
+            || ((media_type.as_deref() == Some(DOCKER_SCHEMA1_SIGNED)
+                || there.algorithm() != digest.algorithm())
+                && self.is_named_as(source, image, &there).await?)
             || (is_fallback(tag) && self.covers_fallback(source, image).await?);
         if is_equal && self.is_whole(image, &there).await? {
             let kind = media_type.as_deref().map(|kind| kind.split(';').next().unwrap_or_default().trim());
@@ -264,9 +269,9 @@ impl<'a> Run<'a> {
         Ok(Look::Different(Some(digest)))
     }
 
-    /// Whether a signed schema 1 manifest, which is named by its payload, is the one that the target has under the digest
-    /// of all its bytes.
-    async fn is_signed_as(
+    /// Whether a manifest that the source names otherwise is the one that the target has under the digest of its bytes: a
+    /// signed one of schema 1, which is named by its payload, or one named by another algorithm.
+    async fn is_named_as(
         &self,
         source: &'a Source,
         image: &ImageName,
@@ -279,16 +284,16 @@ impl<'a> Run<'a> {
     /// Whether the target's list of referrers under a fallback tag has all that the source's has: it may have more, since
     /// it also has what the source lists otherwise.
     async fn covers_fallback(&self, source: &'a Source, image: &ImageName) -> Result<bool, CopyError> {
-        let children = |bytes: &[u8], kind: Option<&str>| -> HashSet<Digest> {
-            let index = Manifest::parse(bytes, kind);
-            index.map(|index| index.manifests.iter().map(|child| child.digest).collect()).unwrap_or_default()
+        let children = |bytes: &[u8], kind: Option<&str>| -> Option<HashSet<Digest>> {
+            let index = Manifest::parse(bytes, kind).ok().filter(|index| index.kind == Kind::Index)?;
+            Some(index.manifests.iter().map(|child| child.digest).collect())
         };
         let (ours, _) = self.fetch(image, &[source], &image.reference).await?;
         let there = self.at_target(image, &image.reference).await?;
         let Some((bytes, kind)) = there else { return Ok(false) };
         let (wanted, there) =
             (children(&ours.bytes, ours.media_type.as_deref()), children(&bytes, kind.as_deref()));
-        Ok(!wanted.is_empty() && wanted.is_subset(&there))
+        Ok(wanted.zip(there).is_some_and(|(wanted, there)| wanted.is_subset(&there)))
     }
 
     /// Notes what may be removed, if something stays: a tag that was there, or one that was brought.

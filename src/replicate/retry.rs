@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use humantime_serde::re::humantime::format_duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::error::CopyError;
@@ -26,14 +25,32 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 /// How a server is to be treated.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Health {
+    /// Who it is, in messages.
+    server: String,
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
     is_given_up: AtomicBool,
 }
 
 impl Health {
+    /// Of a server that nothing is known of.
+    pub(super) fn of(server: String) -> Self {
+        Self { server, rests_until: Mutex::default(), is_given_up: AtomicBool::new(false) }
+    }
+
+    /// Whether it is worth being asked before others.
+    pub(super) fn is_fit(&self) -> bool {
+        !self.is_given_up() && self.left() <= RETRY_AFTER_MAX
+    }
+
+    /// How long it is to be left alone.
+    fn left(&self) -> Duration {
+        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
     /// Whether it could not be reached, and nobody has reached it since.
     pub(super) fn is_given_up(&self) -> bool {
         self.is_given_up.load(Ordering::Relaxed)
@@ -49,10 +66,6 @@ impl Health {
         if matches!(error.upstream(), Some(Connect { .. } | Timeout { .. } | Broken { .. })) {
             self.is_given_up.store(true, Ordering::Relaxed);
         }
-    }
-
-    fn rests_until(&self) -> Option<Instant> {
-        *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rest(&self, until: Instant) {
@@ -96,15 +109,11 @@ impl Run<'_> {
 
     /// Waits until the server may be asked. If that takes too long, it fails at once, without a question.
     pub(super) async fn rested(&self, health: &Health) -> Result<(), CopyError> {
-        let Some(until) = health.rests_until() else { return Ok(()) };
-        let left = until.saturating_duration_since(Instant::now());
+        let left = health.left();
         if left > RETRY_AFTER_MAX {
-            return Err(CopyError::Unfit(format!(
-                "not asked: the server wants to be left alone for another {}",
-                format_duration(Duration::from_secs(left.as_secs()))
-            )));
+            return Err(CopyError::Resting { server: health.server.clone(), left });
         }
-        if left.is_zero() { Ok(()) } else { self.sleep(until).await }
+        if left.is_zero() { Ok(()) } else { self.sleep(Instant::now() + left).await }
     }
 
     /// Waits before the next try; the error, if there is to be none.
@@ -117,22 +126,18 @@ impl Run<'_> {
     ) -> Result<(), CopyError> {
         tries.0 += 1;
         let asked = error.upstream().and_then(UpstreamError::retry_after);
+        if let Some(asked) = asked {
+            health.rest(Instant::now() + asked);
+        }
         if tries.0 > self.options.retries || health.is_given_up() {
             health.give_up(&error);
             return Err(error);
         }
-        if let Some(asked) = asked.filter(|asked| *asked > RETRY_AFTER_MAX) {
-            health.rest(Instant::now() + asked);
-            return Err(error);
-        }
-        if self.stop.is_requested() {
+        if self.stop.is_requested() || asked.is_some_and(|asked| asked > RETRY_AFTER_MAX) {
             return Err(error);
         }
         let wait = backoff(tries.0).max(asked.unwrap_or_default());
         let until = Instant::now() + wait;
-        if asked.is_some() {
-            health.rest(until);
-        }
         self.tally.count(|summary| summary.retries += 1);
         self.tell(Event::Retrying {
             what: what.to_string(),

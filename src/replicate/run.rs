@@ -132,8 +132,18 @@ impl<'a> Run<'a> {
         let mut found: BTreeMap<RepositoryName, Holders<'a>> = BTreeMap::new();
         // What failed before is a source that may have anything.
         let mut is_whole = !self.tally.has_failures();
-        for (source, list) in future::join_all(lists).await {
-            let (listed, error) = list;
+        let lists = future::join_all(lists).await;
+        let is_empty = |(_, (listed, error)): &(&Source, (Vec<RepositoryName>, Option<CopyError>))| {
+            listed.is_empty() && error.is_none()
+        };
+        if lists.iter().any(is_empty) && !lists.iter().all(is_empty) {
+            // It may have lost them: what only it had is not to be removed.
+            is_whole = false;
+            for (source, _) in lists.iter().filter(|list| is_empty(list)) {
+                tracing::warn!(source = source.name(), "it lists no repository, other sources do");
+            }
+        }
+        for (source, (listed, error)) in lists {
             for name in listed.into_iter().filter(|name| self.selection.repository(name)) {
                 found.entry(name).or_default().push(source);
             }
@@ -165,7 +175,7 @@ impl<'a> Run<'a> {
                 (listed, None)
             }
             // One that is out of order has nothing else either, and has said so once.
-            Err(error) if error.is_retryable() || error.is_stop() => (Vec::new(), Some(error)),
+            Err(error) if error.is_of_the_server() || error.is_stop() => (Vec::new(), Some(error)),
             Err(error) => (named, Some(error)),
         }
     }

@@ -25,10 +25,11 @@ impl Source {
     /// The registry that `options` lead to. `name` is for messages: as the operator wrote it. Contacts nobody.
     pub fn new(name: impl Into<String>, options: UpstreamOptions) -> Result<Self, UpstreamConfigError> {
         let (options, requests) = counted(options);
+        let name = name.into();
         Ok(Self {
-            name: name.into(),
+            health: Health::of(format!("source {name}")),
+            name,
             upstream: Upstream::new(options)?,
-            health: Health::default(),
             requests,
             lacks_referrers: AtomicBool::new(false),
             has_listed: AtomicBool::new(false),
@@ -121,11 +122,11 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Those that were given up come last.
+/// Those that were given up, or want to be left alone for longer than anybody waits, come last.
 pub(super) fn by_health<'a>(sources: &[&'a Source]) -> Vec<&'a Source> {
-    let (fit, given_up): (Vec<&'a Source>, Vec<&'a Source>) =
-        sources.iter().copied().partition(|source| !source.health.is_given_up());
-    fit.into_iter().chain(given_up).collect()
+    let (fit, others): (Vec<&'a Source>, Vec<&'a Source>) =
+        sources.iter().copied().partition(|source| source.health.is_fit());
+    fit.into_iter().chain(others).collect()
 }
 
 /// The options with an observer that counts, before the one that is there.

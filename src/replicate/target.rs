@@ -58,12 +58,16 @@ impl Target {
         options.mirrors.clear();
         let (options, requests) = counted(options);
         let upstream = Box::new(Upstream::new(options)?);
-        Ok(Self { name: name.into(), kind: Kind::Registry { upstream, requests }, health: Health::default() })
+        Ok(Self::of(name.into(), Kind::Registry { upstream, requests }))
     }
 
     /// A tree that is not evicted from, on which a server may run meanwhile, in this process or in another.
     pub fn tree(name: impl Into<String>, store: Arc<Store>) -> Self {
-        Self { name: name.into(), kind: Kind::Tree(store), health: Health::default() }
+        Self::of(name.into(), Kind::Tree(store))
+    }
+
+    fn of(name: String, kind: Kind) -> Self {
+        Self { health: Health::of(format!("target {name}")), name, kind }
     }
 
     /// The name in messages.
@@ -230,7 +234,8 @@ impl Target {
                 match put.await {
                     // The name of a signed schema 1 manifest is that of its payload, or of all its bytes.
                     Ok(ManifestTaken { digest: Some(named), .. })
-                        if named != node.digest && node.media_type != media_type::DOCKER_SCHEMA1_SIGNED =>
+                        if named != Digest::of(named.algorithm(), &node.bytes)
+                            && node.media_type != media_type::DOCKER_SCHEMA1_SIGNED =>
                     {
                         let sent = node.digest;
                         Err(CopyError::Unfit(format!("the target made {named} of it, which was sent {sent}")))

@@ -52,7 +52,12 @@ impl<'a> Run<'a> {
         session: Option<UploadSession>,
     ) -> Result<u64, Failed<'a>> {
         let (digest, repository) = (&blob.digest, &**job.repository);
-        self.rested(&self.target.health).await.map_err(|error| (error, None))?;
+        if let Err(error) = self.rested(&self.target.health).await {
+            if let Some(session) = session {
+                self.cancel(upstream, job, digest, &session).await;
+            }
+            return Err((error, None));
+        }
         let begin = async {
             match session {
                 Some(session) => Ok(session),

@@ -187,6 +187,9 @@ pub(crate) fn link(
 /// Removes the directory of a link that is not there, under the lock of what it is named by.
 pub(crate) fn empty_place(layout: &Layout, digest: &Digest, link: &Path) -> io::Result<()> {
     let _lock = lock_shard(layout, digest)?;
+    if !link.exists() {
+        durable::remove(&Layout::signatures(link))?;
+    }
     remove_directory_of(link);
     Ok(())
 }

@@ -327,7 +327,7 @@ pub fn manifest(layout: &Layout, digest: &Digest) -> Result<Option<StoredManifes
     }
     let mut content = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0));
     (&mut file).take(MANIFEST_MAX).read_to_end(&mut content).map_err(failed)?;
-    match Manifest::parse(&content, None) {
+    match Manifest::parse_strict(&content, None) {
         Ok(manifest) => Ok(Some(StoredManifest { manifest, meta })),
         Err(cause) => Err(WalkError::NoManifest { path, cause }),
     }

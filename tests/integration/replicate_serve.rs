@@ -59,25 +59,6 @@ fn what_a_master_has_is_here_and_stays_equal() {
     assert_tree_is_right(&site.data().join("local"));
 }
 
-/// What lies below an upstream's name is asked of the upstream: a copy of it could not be reached.
-#[test]
-fn what_an_upstream_is_asked_for_is_not_copied() {
-    let master = Spliceway::start(|_| {});
-    let app = Repository::new(master.addr(), "team/app");
-    let image = Image::new(1, "amd64", &[100]);
-    app.push_image("1", &image);
-    app.named("hub.example/team/app").push_image("1", &image);
-    let from = master.addr().to_string();
-    let site = Spliceway::start(|setup| {
-        setup.upstream("hub.example", "http://127.0.0.1:1");
-        setup.more(&table("all", &from, "*"));
-    });
-    site.wait_metric("spliceway_replicate_runs_total", &["all", "complete"], |runs| runs >= 1.0);
-    app.at(site.addr()).assert_holds("1", &image);
-    let copied = site.data().join("local/docker/registry/v2/repositories");
-    assert!(copied.join("team").exists() && !copied.join("hub.example").exists());
-}
-
 #[test]
 fn a_master_that_is_gone_is_counted_and_does_not_keep_the_server() {
     let directory = tempfile::tempdir().unwrap();

@@ -2,12 +2,12 @@
 
 use super::command::{copy, directory};
 use super::content::{assert_all_same, fill, snapshot, tags};
-use crate::support::MIB;
-use crate::support::images::Image;
+use crate::support::images::{Image, OCI_MANIFEST};
 use crate::support::process::Spliceway;
 use crate::support::push::Repository;
 use crate::support::registry::Registry;
 use crate::support::relay::{Passed, Relay};
+use crate::support::{MIB, sha512};
 
 /// Of a manifest by its tag.
 fn is_of_manifest(one: &Passed) -> bool {
@@ -37,6 +37,23 @@ fn assert_is_cheap(passed: &[Passed], tags: usize, repositories: usize) {
     let lists = count(passed, |one| one.path().ends_with("/tags/list") || one.path() == "/v2/_catalog");
     assert!(lists <= repositories + 1, "lists are asked for too often:\n{lines}");
     assert!(passed.len() <= 2 * tags + referrers + repositories + 2, "too many requests:\n{lines}");
+}
+
+/// A tag at a manifest that one side names by another algorithm than the other.
+#[test]
+fn a_manifest_that_is_named_by_sha512() {
+    let from = Spliceway::start(|_| ());
+    let theirs = Repository::new(from.addr(), "team/app");
+    let image = Image::new(1501, "amd64", &[100]);
+    theirs.push_blobs(&image);
+    let named = sha512(&image.manifest);
+    theirs.put(&format!("{named}?tag=1"), OCI_MANIFEST, &image.manifest).expect(201);
+    let to = Registry::plain();
+    let url = format!("http://{}", from.addr());
+    for _ in 0..3 {
+        copy(&url, &to.url(), &[]).succeeded();
+    }
+    Repository::new(to.addr(), "team/app").assert_holds("1", &image);
 }
 
 #[test]

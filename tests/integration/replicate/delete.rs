@@ -1,13 +1,13 @@
 //! `--delete`: tags that the source no longer has, and nothing else.
 
 use super::command::{Finished, copy, directory};
-use super::content::{assert_same, fallback, small, status, tags};
+use super::content::{assert_same, fallback, put_index, small, status, tags};
 use crate::support::eventually;
-use crate::support::images::{Image, OCI_MANIFEST};
+use crate::support::images::{Image, OCI_MANIFEST, descriptor};
 use crate::support::process::Spliceway;
 use crate::support::push::Repository;
 use crate::support::registry::Registry;
-use crate::support::relay::{Fault, Relay, Reply};
+use crate::support::relay::{Fault, Passed, Relay, Reply};
 
 /// A source with a repository of two tags, and a target with more of them.
 struct Stale {
@@ -96,6 +96,36 @@ fn tags_that_go_together_where_tags_cannot_be_deleted() {
     stale.spoil(to.addr(), &["old", "old-alias"]);
     stale.run(&to.url(), &["--delete"]).succeeded();
     assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+}
+
+/// A child that has a tag of its own goes after the index that names it, whatever their names.
+#[test]
+fn an_index_goes_before_its_children_where_tags_cannot_be_deleted() {
+    let stale = Stale::new();
+    let to = Registry::plain();
+    let ours = stale.theirs.at(to.addr());
+    let child = Image::new(913, "amd64", &[200]);
+    ours.push_image("amd64-1", &child);
+    put_index(&ours, "old", &[descriptor(OCI_MANIFEST, &child.manifest)]);
+    let target = Relay::before(to.addr());
+    stale.run(&target.url(), &["--delete"]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept"]);
+    let deleted = target.seen("DELETE", &format!("/manifests/{}", child.digest()));
+    assert_eq!(deleted.len(), 1, "{}", target.lines());
+    let before = target.seen("DELETE", "/manifests/sha256:");
+    assert_eq!(before.last().map(Passed::path), deleted.last().map(Passed::path), "{}", target.lines());
+}
+
+/// One that has nothing at all beside one that has something has lost it.
+#[test]
+fn not_while_a_source_lists_nothing() {
+    let stale = Stale::new();
+    let empty = Registry::plain();
+    let to = Spliceway::start(|_| ());
+    stale.spoil(to.addr(), &["old"]);
+    let url = format!("http://{}", to.addr());
+    stale.run(&url, &["--delete", "--from", &empty.url()]).succeeded();
+    assert_eq!(tags(to.addr(), "team/app"), ["also", "kept", "old"]);
 }
 
 /// A target that says of a tag that it is not there to be deleted, and has it.
@@ -216,7 +246,7 @@ fn fallback_tags_stay_with_their_image() {
     let from = Spliceway::start(|_| ());
     let theirs = Repository::new(from.addr(), "team/app");
     let image = small(from.addr(), "team/app", "1", 941);
-    let subject = crate::support::images::descriptor(OCI_MANIFEST, &image.manifest);
+    let subject = descriptor(OCI_MANIFEST, &image.manifest);
     let signature = super::content::artifact(&theirs, "", Some(&subject), b"a signature");
     let to = Registry::plain();
     let url = format!("http://{}", from.addr());

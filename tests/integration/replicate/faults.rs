@@ -108,6 +108,26 @@ fn a_target_that_wants_to_be_left_alone() {
     assert!((1..=8).contains(&asked), "{}", target.lines());
 }
 
+/// One source that does, beside one that does not: everything comes from the other one.
+#[test]
+fn a_source_that_wants_to_be_left_alone() {
+    let (resting, other) = (Registry::plain(), Registry::plain());
+    let to = Registry::plain();
+    for number in 0..10 {
+        for addr in [resting.addr(), other.addr()] {
+            small(addr, "team/app", &format!("{number}"), 1071 + number);
+        }
+    }
+    let source = Relay::before(resting.addr());
+    let reply = Reply::new(429, "{}").header("Retry-After", "7200");
+    source.always("GET", "/blobs/", Fault::Answer(reply));
+    let flags = ["--from", &other.url(), "--concurrency", "1", "--no-referrers"];
+    copy(&source.url(), &to.url(), &flags).succeeded();
+    let asked = source.seen("GET", "/blobs/").len();
+    assert!((1..=8).contains(&asked), "{}", source.lines());
+    assert_eq!(tags(to.addr(), "team/app").len(), 10);
+}
+
 /// A target that makes something else of what it is sent does not have the image.
 #[test]
 fn a_target_that_converts() {

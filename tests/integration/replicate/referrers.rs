@@ -167,10 +167,14 @@ fn a_list_of_the_targets_own_is_kept_beside_the_sources() {
     put_index(&theirs, &fallback(&signed.index), &[entry(&signed.signature), entry(&second)]);
     copy(&from.url(), &to.url(), &[]).succeeded();
     holds(&[sha256(&signed.signature), sha256(&second), sha256(&own)]);
-    // And now there is nothing to do.
-    let target = Relay::before(to.addr());
-    copy(&from.url(), &target.url(), &[]).succeeded();
-    assert!(target.seen("PUT", "").is_empty(), "{}", target.lines());
+    // And now there is nothing to do; nor when the source's list is empty.
+    for _ in 0..2 {
+        let target = Relay::before(to.addr());
+        copy(&from.url(), &target.url(), &[]).succeeded();
+        assert!(target.seen("PUT", "").is_empty(), "{}", target.lines());
+        put_index(&theirs, &fallback(&signed.index), &[]);
+    }
+    holds(&[sha256(&signed.signature), sha256(&second), sha256(&own)]);
 }
 
 /// What is under the fallback tag and is no list is nobody's to write over.
