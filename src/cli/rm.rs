@@ -29,7 +29,8 @@ use crate::store::{Store, StoreOptions};
 #[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
 #[allow(clippy::struct_excessive_bools)] // each is a flag
 pub(super) struct Rm {
-    /// Image or repository, as `ls` prints it: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]
+    /// Image or repository, as `ls` prints it: [HOST:PORT/]REPOSITORY[:TAG][@DIGEST]. A host without a port is taken for
+    /// a part of the repository's name
     #[arg(value_name = "IMAGE")]
     image: ImageName,
 

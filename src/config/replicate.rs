@@ -14,9 +14,10 @@ use super::field::{Field, Source};
 use super::name;
 use super::raw::{self, Scalar, Setting, Texts};
 use super::upstream::certificates;
-use crate::oci::Pattern;
 use crate::replicate::replication::{CONCURRENCY_MAX, DELETE_MAX, PORT};
-use crate::replicate::{Address, Defaults, Finder, Options, PlatformPattern, Range, Scheme, Selection};
+use crate::replicate::{
+    Address, Defaults, Finder, Options, PlatformPattern, Range, Scheme, Selection, pattern,
+};
 
 /// The pause between runs.
 const INTERVAL: Duration = Duration::from_mins(5);
@@ -134,10 +135,6 @@ impl Checking<'_> {
     }
 
     fn selection(&self, raw: &mut raw::Replicate) -> Result<Selection, ConfigError> {
-        let pattern = |text: &str| match text {
-            "" => Err("it is empty; write REPOSITORY or REPOSITORY:TAG, with * and ?"),
-            text => Ok(Pattern::new(text)),
-        };
         let newest = self.field("newest", raw.newest.take());
         let newest = if newest.given.is_some() { newest.count(1, 1..=1_000_000)? } else { 0 };
         Ok(Selection {

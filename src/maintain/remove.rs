@@ -29,7 +29,7 @@ use super::gc::{GRACE, UPLOAD_AGE, age};
 use super::mark::{Gone, Marks};
 use super::plan::{self, Carried, Plan};
 use super::sweep::{Began, Collected, Event, GcError, Removed, Sweeper, hold, wait_for_others};
-use crate::oci::{Digest, ImageName, RepositoryName, Tag};
+use crate::oci::{Digest, ImageName, Tag};
 use crate::store::sweeping::{Stamp, Stamped};
 use crate::store::walk::{self, Unknown, WalkError};
 use crate::store::{Layout, LinkKind, Store, StoredRepository};
@@ -240,17 +240,14 @@ fn find(layout: &Layout, options: &RemoveOptions) -> Result<StoredRepository, Re
         let path = layout.repository(repository);
         ["_manifests", "_layers", "_uploads"].iter().any(|part| path.join(part).is_dir())
     };
-    let names = &options.image.repositories;
-    if let Some(found) = names.iter().map(StoredRepository::local).find(|name| is_there(layout, name)) {
-        return Ok(found);
+    let repository = StoredRepository::local(&options.image.repository);
+    if is_there(layout, &repository) {
+        return Ok(repository);
     }
-    if let Some(cache) = &options.cache
-        && let Some(found) = names.iter().map(StoredRepository::local).find(|name| is_there(cache, name))
-    {
-        return Err(RemoveError::OnlyInCache(found.to_string()));
+    if options.cache.as_ref().is_some_and(|cache| is_there(cache, &repository)) {
+        return Err(RemoveError::OnlyInCache(repository.to_string()));
     }
-    let names: Vec<_> = names.iter().map(RepositoryName::as_str).collect();
-    Err(RemoveError::NoRepository(names.join(", nor ")))
+    Err(RemoveError::NoRepository(repository.to_string()))
 }
 
 fn is_whole(options: &RemoveOptions) -> bool {

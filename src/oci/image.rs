@@ -11,8 +11,9 @@ use super::name::{InvalidName, InvalidTag, RepositoryName, Tag};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageName {
     text: String,
-    /// What the repository can be called, the likeliest first: as it stands, if that is a name, and without the host.
-    pub repositories: Vec<RepositoryName>,
+    /// The repository: as it stands, if that is a name, else without the host. `host.example/a` is a name: only a port tells
+    /// a host for certain.
+    pub repository: RepositoryName,
     /// Which tag is meant.
     pub tag: Option<Tag>,
     /// Which manifest is meant.
@@ -46,20 +47,11 @@ impl FromStr for ImageName {
             Some(colon) if !rest[colon..].contains('/') => (&rest[..colon], Some(rest[colon + 1..].parse()?)),
             _ => (rest, None),
         };
-        let whole = name.parse();
-        let mut repositories: Vec<_> = whole.iter().cloned().collect();
-        if let Some((host, rest)) = name.split_once('/')
-            && is_host(host)
-        {
-            match rest.parse::<RepositoryName>() {
-                Ok(name) => repositories.push(name),
-                Err(error) if repositories.is_empty() => return Err(error.into()),
-                Err(_) => {}
-            }
-        } else {
-            whole?;
-        }
-        Ok(Self { text: input.to_owned(), repositories, tag, digest })
+        let repository = match (name.parse(), name.split_once('/')) {
+            (Err(_), Some((host, rest))) if is_host(host) => rest.parse()?,
+            (whole, _) => whole?,
+        };
+        Ok(Self { text: input.to_owned(), repository, tag, digest })
     }
 }
 
@@ -100,21 +92,20 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let with_digest = format!("a/b@{digest}");
         let with_both = format!("host:5000/a/b:1@{digest}");
-        for (text, repositories, tag, has_digest) in [
-            ("a", &["a"][..], None, false),
-            ("a:1", &["a"], Some("1"), false),
-            ("a/b/c:x-1.2", &["a/b/c"], Some("x-1.2"), false),
-            ("localhost:5000/a", &["a"], None, false),
-            ("localhost/a:1", &["localhost/a", "a"], Some("1"), false),
-            ("registry.example/a/b", &["registry.example/a/b", "a/b"], None, false),
-            ("[::1]:5000/a/b:1", &["a/b"], Some("1"), false),
-            ("host:5000/a.b/c", &["a.b/c"], None, false),
-            (&with_digest, &["a/b"], None, true),
-            (&with_both, &["a/b"], Some("1"), true),
+        for (text, repository, tag, has_digest) in [
+            ("a", "a", None, false),
+            ("a:1", "a", Some("1"), false),
+            ("a/b/c:x-1.2", "a/b/c", Some("x-1.2"), false),
+            ("localhost:5000/a", "a", None, false),
+            ("localhost/a:1", "localhost/a", Some("1"), false),
+            ("registry.example/a/b", "registry.example/a/b", None, false),
+            ("[::1]:5000/a/b:1", "a/b", Some("1"), false),
+            ("host:5000/a.b/c", "a.b/c", None, false),
+            (&with_digest, "a/b", None, true),
+            (&with_both, "a/b", Some("1"), true),
         ] {
             let image: ImageName = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
-            let names: Vec<_> = image.repositories.iter().map(RepositoryName::as_str).collect();
-            assert_eq!(names, repositories, "{text}");
+            assert_eq!(image.repository.as_str(), repository, "{text}");
             assert_eq!(image.tag.as_ref().map(Tag::as_str), tag, "{text}");
             assert_eq!(image.digest, has_digest.then_some(digest), "{text}");
             assert_eq!(image.to_string(), text);

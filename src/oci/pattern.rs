@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::RepositoryName;
+use super::{RepositoryName, Tag};
 
 /// Which images are meant: `REPOSITORY`, or `REPOSITORY:TAG`. `*` stands for any text, slashes included, and `?` for one
 /// byte; anything else stands for itself. The whole name must fit.
@@ -35,6 +35,11 @@ impl Pattern {
     pub fn named_repository(&self) -> Option<RepositoryName> {
         // Neither `*` nor `?` can stand in a name.
         self.repository.parse().ok()
+    }
+
+    /// The tag, if there is one only that fits.
+    pub fn named_tag(&self) -> Option<Tag> {
+        self.tag.as_ref()?.parse().ok()
     }
 
     /// Whether the pattern says something about tags.

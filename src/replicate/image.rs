@@ -119,6 +119,9 @@ impl<'a> Run<'a> {
                 }
                 plan.foreign += manifest.layers.iter().filter(|layer| layer.is_foreign()).count() as u64;
                 let chosen = self.chosen(&manifest);
+                if chosen.is_empty() && !manifest.manifests.is_empty() && node.digest == root_digest {
+                    return Err(CopyError::Unfit("none of its platforms is selected".to_owned()));
+                }
                 plan.is_sparse |= chosen.len() < manifest.manifests.len();
                 children.extend(chosen.into_iter().filter(|child| seen.insert(*child)));
                 nodes.insert(node.digest, node);

@@ -71,7 +71,7 @@ pub use event::{BlobOutcome, Event, FAILURES_MAX, Failure, ImageName, ImageOutco
 pub use finder::{Finder, Finders, Found};
 pub use narrate::Narrator;
 pub use replication::{Ended, Replication, SourceOptions};
-pub use select::{PlatformPattern, Selection};
+pub use select::{PlatformPattern, Selection, pattern};
 pub use source::Source;
 pub use stop::Stop;
 pub use target::Target;

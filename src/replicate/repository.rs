@@ -49,6 +49,11 @@ impl<'a> Run<'a> {
     /// Brings the target's repository up to date. Whatever fails is told.
     pub(super) async fn repository(&self, name: Rc<RepositoryName>, holders: Holders<'a>, is_whole: bool) {
         let Some((tags, is_whole)) = self.source_tags(&name, &holders, is_whole).await else { return };
+        for tag in self.selection.named_tags(&name).iter().filter(|tag| is_whole && !tags.contains_key(*tag))
+        {
+            self.tally.count(|summary| summary.images_failed += 1);
+            self.failed(&format!("{name}:{tag}"), &"no source has such a tag");
+        }
         let what = format!("the tags of {name} at the target");
         let listed = self.retrying(&what, &self.target.health, async || self.target.tags(&name).await);
         let there = match listed.await {

@@ -88,9 +88,36 @@ impl Selection {
         names
     }
 
+    /// The tags of a repository that are named, as it is, without `*` and `?`, and may be wanted.
+    pub fn named_tags(&self, repository: &RepositoryName) -> Vec<Tag> {
+        let of_it =
+            self.include.iter().filter(|pattern| pattern.named_repository().as_ref() == Some(repository));
+        of_it.filter_map(Pattern::named_tag).filter(|tag| self.tag(repository, tag)).collect()
+    }
+
     /// Whether these are all that can be wanted: then no list is needed.
     pub fn names_all(&self) -> bool {
         !self.include.is_empty() && self.include.iter().all(|one| one.named_repository().is_some())
+    }
+}
+
+/// A pattern as a person writes it, `REPOSITORY` or `REPOSITORY:TAG`.
+///
+/// # Errors
+/// No image can fit it; in words that follow the pattern.
+pub fn pattern(text: &str) -> Result<Pattern, &'static str> {
+    let repository = text.split_once(':').map_or(text, |(repository, _)| repository);
+    let is_path = !repository.starts_with('/') && !repository.ends_with('/') && !repository.contains("//");
+    if text.is_empty() {
+        Err("it is empty; write REPOSITORY or REPOSITORY:TAG, with * and ?")
+    } else if text.contains('@') {
+        Err("images are selected by their tags, not by digests; write REPOSITORY:TAG")
+    } else if text.contains("://") || !is_path {
+        Err("no repository has such a name; write REPOSITORY or REPOSITORY:TAG, without a registry")
+    } else if repository.contains(|letter: char| letter.is_ascii_uppercase()) {
+        Err("repositories have no capital letters")
+    } else {
+        Ok(Pattern::new(text))
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use super::super::login::Login;
 use super::settings::Settings;
-use crate::oci::Pattern;
 use crate::replicate::replication::{CONCURRENCY_MAX, DELETE_MAX, PORT};
 use crate::replicate::{
-    Address, Defaults, Finder, Locals, Options, PlatformPattern, Range, Scheme, Selection,
+    Address, Defaults, Finder, Locals, Options, PlatformPattern, Range, Scheme, Selection, pattern,
 };
 
 /// The pause between runs of those who come with the keys of the replicator that this replaces.
@@ -219,10 +218,7 @@ fn directory(text: &str) -> Result<PathBuf, String> {
 }
 
 fn selection(given: &mut Settings) -> Result<Selection, String> {
-    let pattern = |text: &str| match text {
-        "" => Err("a pattern is empty; write REPOSITORY or REPOSITORY:TAG, with * and ?"),
-        text => Ok(Pattern::new(text)),
-    };
+    let pattern = |text: &str| pattern(text).map_err(|why| format!("{text:?}: {why}"));
     let newest = given.number("newest", 1..=1_000_000)?;
     Ok(Selection {
         include: given.all_parsed("include", pattern)?,

@@ -12,8 +12,10 @@ use tokio::task::LocalSet;
 use super::plan::{Place, Plan};
 use super::show::Shows;
 use crate::cli::login::Access;
+use crate::cli::tree::{Unusable, become_owner};
 use crate::replicate::{Address, Ended, Finders, Replication, Replicator, SourceOptions, Stop, Target};
-use crate::store::{Store, StoreOptions};
+
+use crate::store::{Layout, Store, StoreOptions};
 use crate::sys::keep_freed_memory;
 
 /// Threads for what blocks beside hashing: names, files, and the directory if that is the target. Each large blob has one
@@ -91,6 +93,12 @@ fn target(place: &Place, to: &Access) -> Result<Target, Error> {
         Place::Directory(path) => {
             if path.exists() && !path.is_dir() {
                 return Err(Error::System(format!("cannot use {}: it is not a directory", path.display())));
+            }
+            if path.exists() {
+                let trees = [Layout::new(path)];
+                become_owner(trees.iter()).map_err(|error| match error {
+                    Unusable::Usage(message) | Unusable::Missing(message) => Error::System(message),
+                })?;
             }
             let handles_max = NonZeroUsize::new(HANDLES_MAX).unwrap_or(NonZeroUsize::MIN);
             let store = Store::open(path, StoreOptions { handles_max, evictable: false });

@@ -6,7 +6,11 @@ use std::path::Path;
 
 use super::tree::{Copy, copy};
 use super::{assert_exit, on};
-use crate::support::process::entries;
+use crate::support::images::Image;
+use crate::support::process::{binary, entries};
+use crate::support::push::Repository;
+use crate::support::registry::Registry;
+use crate::support::tools;
 
 /// Nobody in particular.
 const USER: u32 = 54_321;
@@ -47,6 +51,18 @@ fn what_root_makes_belongs_to_the_owner() {
             assert!(copy.tree() != before, "{arguments:?}: {}", finished.stdout);
         }
     }
+}
+
+#[test]
+fn what_root_copies_belongs_to_the_owner() {
+    let Some(copy) = given_away() else { return };
+    let from = Registry::plain();
+    Repository::new(from.addr(), "new/app").push_image("1", &Image::new(1, "amd64", &[100, 2_000_000]));
+    let to = format!("dir:{}", copy.root().display());
+    let mut command = std::process::Command::new(binary());
+    tools::succeed(command.args(["replicate", "--from", &from.url(), "--to", &to]));
+    assert!(copy.tree().repositories.contains_key("new/app"));
+    assert_given_away(&copy.root());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::support::process::Spliceway;
 use crate::support::push::Repository;
 use crate::support::registry::Registry;
 use crate::support::relay::Relay;
+use crate::support::sha256;
 
 /// A registry with these tags, of one image each repository.
 fn holding(images: &[(&str, &[&str])]) -> Registry {
@@ -53,6 +54,36 @@ fn by_patterns() {
     chosen(&from, &["--exclude", "team/*", "--exclude", "*:v10"], &["other:v1", "teammate/x:v1"]);
     chosen(&from, &["--include", "*:v1", "--exclude", "team*"], &["other:v1"]);
     chosen(&from, &["--include", "team/app", "--exclude", "team/app:v*"], &[]);
+}
+
+/// What is asked for by its very name is to be there; and what no image can be called is no pattern.
+#[test]
+fn names_that_nothing_has() {
+    let from = holding(&[("team/app", &["v1"])]);
+    let to = Registry::plain();
+    let run = |pattern: &str| copy(&from.url(), &to.url(), &["--include", pattern]);
+    run("team/app:v2").failed(&["team/app:v2", "no source"]);
+    run("team/nothing").failed(&["team/nothing"]);
+    let digest = format!("team/app@{}", sha256(b"x"));
+    for pattern in [&digest, "/team/app", "team/", "team//app", "Team/*", "docker://team/app"] {
+        run(pattern).refused(&[pattern]);
+    }
+    run("team/app:v1").succeeded();
+    assert_eq!(all(&to), ["team/app:v1"]);
+}
+
+/// A list of which nothing is chosen is nothing to point a tag at.
+#[test]
+fn platforms_that_an_image_has_not() {
+    let from = Registry::plain();
+    let theirs = Repository::new(from.addr(), "team/app");
+    attested(&theirs, "1", 851);
+    small(from.addr(), "team/tool", "1", 861);
+    let to = Spliceway::start(|_| ());
+    let root = directory(&to.data().join("local"));
+    copy(&from.url(), &root, &["--platform", "linux/riscv64"]).failed(&["team/app:1", "platforms"]);
+    assert_eq!(status(&theirs.at(to.addr()), "1"), 404);
+    assert_eq!(tags(to.addr(), "team/tool"), ["1"]);
 }
 
 /// What is not chosen is not even asked for its tags.
