@@ -1,6 +1,5 @@
 //! `spliceway gc`: what nothing in `local` refers to goes.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use humantime_serde::re::humantime;
 
 use super::ending;
 use super::removals::{self, Output};
-use super::tree::{self, Trees, Unusable};
+use super::tree::{self, Place, Trees, Unusable};
 use crate::logging;
 use crate::maintain::gc::{self, ExpireFrom, GcOptions};
 use crate::maintain::{Collected, Event, GcError, Stop};
@@ -28,14 +27,8 @@ use crate::store::{Store, StoreOptions};
 #[command(after_help = EXAMPLES)]
 #[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
 pub(super) struct Gc {
-    /// Data directory: DIR/local and DIR/cache [env: SPLICEWAY_DATA] [default: ./spliceway-data]
-    #[arg(long, value_name = "DIR", conflicts_with = "local")]
-    data: Option<PathBuf>,
-
-    /// Plain registry directory, which holds docker/registry/v2 [env: REGISTRY_DATA_DIR, which names
-    /// docker/registry/v2 itself]
-    #[arg(long, value_name = "DIR")]
-    local: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
     /// Remove nothing, and print exactly what would go
     #[arg(long)]
@@ -114,7 +107,7 @@ impl Gc {
             expire_uploads: self.expire_uploads.0,
             dry_run: self.dry_run,
         };
-        let trees = match tree::find(self.data, self.local) {
+        let trees = match self.place.find() {
             Ok(trees) => trees,
             Err(error) => return removals::unusable(&error),
         };

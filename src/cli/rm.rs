@@ -1,12 +1,11 @@
 //! `spliceway rm`: an image or a repository of `local` goes.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::removals::{self, Output};
-use super::tree::{self, Unusable};
+use super::tree::{self, Place, Unusable};
 use super::{WRONG_USAGE, ending};
 use crate::logging;
 use crate::maintain::GcError;
@@ -34,14 +33,8 @@ pub(super) struct Rm {
     #[arg(value_name = "IMAGE")]
     image: ImageName,
 
-    /// Data directory: DIR/local and DIR/cache [env: SPLICEWAY_DATA] [default: ./spliceway-data]
-    #[arg(long, value_name = "DIR", conflicts_with = "local")]
-    data: Option<PathBuf>,
-
-    /// Plain registry directory, which holds docker/registry/v2 [env: REGISTRY_DATA_DIR, which names
-    /// docker/registry/v2 itself]
-    #[arg(long, value_name = "DIR")]
-    local: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
     /// Remove nothing, and print exactly what would go
     #[arg(long)]
@@ -73,7 +66,7 @@ impl Rm {
     pub(super) fn run(self, logging: logging::Options) -> ExitCode {
         // Held to the end: dropping it writes what is still queued.
         let _guard = logging::start(logging, false);
-        let trees = match tree::find(self.data, self.local) {
+        let trees = match self.place.find() {
             Ok(trees) => trees,
             Err(error) => return removals::unusable(&error),
         };

@@ -18,7 +18,7 @@ use tokio::task::LocalSet;
 
 use self::output::Output;
 use self::trees::Given;
-use super::tree::{self, Unusable};
+use super::tree::{self, Place, Unusable};
 use super::{WRONG_USAGE, ending};
 use crate::logging;
 use crate::maintain::scrub::{Run, ScrubOptions};
@@ -45,14 +45,8 @@ const BLOCKING_THREADS_MAX: usize = 8;
 #[command(after_help = EXAMPLES)]
 #[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
 pub(super) struct Scrub {
-    /// Data directory: DIR/local and DIR/cache [env: SPLICEWAY_DATA] [default: ./spliceway-data]
-    #[arg(long, value_name = "DIR", conflicts_with = "local")]
-    data: Option<PathBuf>,
-
-    /// Plain registry directory, which holds docker/registry/v2 [env: REGISTRY_DATA_DIR, which names docker/registry/v2
-    /// itself]
-    #[arg(long, value_name = "DIR")]
-    local: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 
     /// The server's configuration file: the trees of all its registries, or of those in DIR, and their upstreams [env:
     /// SPLICEWAY_CONFIG]
@@ -96,13 +90,8 @@ impl Scrub {
     pub(super) fn run(self, logging: logging::Options) -> ExitCode {
         // Held to the end: dropping it writes what is still queued.
         let _guard = logging::start(logging, false);
-        let given = Given {
-            data: self.data,
-            local: self.local,
-            config: self.config,
-            upstream: self.upstream,
-            repair: self.repair,
-        };
+        let given =
+            Given { place: self.place, config: self.config, upstream: self.upstream, repair: self.repair };
         let meant = trees::targets(given).and_then(|targets| {
             tree::become_owner(targets.iter().map(|target| target.store.layout()))?;
             Ok(targets)

@@ -1,9 +1,11 @@
 //! Which directories a command is about: `--data`, `--local`, and the variables that stand for them.
 
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use rustix::process::geteuid;
 
 use super::path_variable;
@@ -22,6 +24,27 @@ pub(super) enum Unusable {
     Usage(String),
     /// It makes sense, and is not there.
     Missing(String),
+}
+
+/// The flags that say where they are.
+#[derive(Clone, Debug, Default, Args)]
+#[allow(clippy::doc_markdown)] // clap prints these comments as they are: backticks would show
+pub(super) struct Place {
+    /// Data directory: DIR/local and DIR/cache [env: SPLICEWAY_DATA] [default: ./spliceway-data]
+    #[arg(long, value_name = "DIR", conflicts_with = "local")]
+    pub(super) data: Option<PathBuf>,
+
+    /// Plain registry directory, which holds docker/registry/v2 [env: REGISTRY_DATA_DIR, which names
+    /// docker/registry/v2 itself]
+    #[arg(long, value_name = "DIR")]
+    pub(super) local: Option<PathBuf>,
+}
+
+impl Place {
+    /// The trees that are meant; see [`find`].
+    pub(super) fn find(self) -> Result<Trees, Unusable> {
+        find(self.data, self.local)
+    }
 }
 
 /// The trees that a command is about.
@@ -61,8 +84,10 @@ fn of_data(directory: &Path) -> Result<Trees, Unusable> {
         return Ok(trees);
     }
     let shown = directory.display();
-    Err(Unusable::Missing(if !directory.is_dir() {
-        format!("{shown} is not there; name the data directory with --data, or a registry's URL")
+    Err(Unusable::Missing(if let Some(error) = refusal(directory) {
+        format!("{shown} cannot be read: {error}")
+    } else if !directory.is_dir() {
+        format!("{shown} is not there; name a data directory with --data, or a registry's own with --local")
     } else if directory.join(PLAIN).is_dir() {
         format!("{shown} is a plain registry directory: use --local {shown}")
     } else {
@@ -85,7 +110,15 @@ fn plain(directory: &Path) -> Result<Trees, Unusable> {
         });
     }
     let shown = directory.display();
-    Err(Unusable::Missing(format!("{shown} is no registry directory: there is no {PLAIN} in it")))
+    Err(Unusable::Missing(match refusal(directory) {
+        Some(error) => format!("{shown} cannot be read: {error}"),
+        None => format!("{shown} is no registry directory: there is no {PLAIN} in it"),
+    }))
+}
+
+/// Why nothing in it can be seen, if that is for want of rights.
+fn refusal(directory: &Path) -> Option<io::Error> {
+    fs::metadata(directory.join(PLAIN)).err().filter(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// As root, makes the process one of the user to whom these trees belong, before anything in them is opened: a server of

@@ -19,6 +19,8 @@ use crate::oci::{Digest, Manifest, Reference, RepositoryName, Tag};
 use crate::store::StoredRepository;
 use crate::upstream::UpstreamError;
 
+/// Tags that a message names.
+const SHOWN_MAX: usize = 3;
 /// Manifests looked at, at most, to find out whether another one is needed.
 const LOOKED_AT_MAX: usize = 10_000;
 
@@ -35,9 +37,10 @@ impl Run<'_> {
             return self.failed(&"removing tags", &why);
         }
         if superfluous.len() > max {
-            let shown: Vec<_> = superfluous.iter().take(3).map(ToString::to_string).collect();
+            let shown: Vec<_> = superfluous.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+            let more = if superfluous.len() > SHOWN_MAX { ", …" } else { "" };
             let why = format!(
-                "{} tags would be removed ({}, …), which is more than the {max} that are allowed: none is",
+                "{} tags would be removed ({}{more}), and at most {max} may be: none is",
                 superfluous.len(),
                 shown.join(", ")
             );

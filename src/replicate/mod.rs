@@ -128,6 +128,11 @@ impl Replicator {
         Self { target, selection, options, places, equal }
     }
 
+    /// Whether nothing is to be written.
+    fn is_dry_run(&self) -> bool {
+        self.options.dry_run
+    }
+
     /// Brings the target up to date with `sources`, and tells `events` what happens. Never fails as a whole: the summary,
     /// which is the last event too, says what did.
     ///

@@ -160,7 +160,8 @@ impl Sources {
             }
             // A run all the same, for whoever counts them.
             let failures_total = failures.len() as u64;
-            let summary = Summary { failures_total, failures, ..Summary::default() };
+            let dry_run = replicator.is_dry_run();
+            let summary = Summary { dry_run, failures_total, failures, ..Summary::default() };
             events(Event::RunDone(summary.clone()));
             return Ended { summary: Some(summary) };
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::app;
-use crate::cli::tree::{self, Trees, Unusable};
+use crate::cli::tree::{Place, Trees, Unusable};
 use crate::cli::{path_variable, text_variable};
 use crate::config::{Config, Flags, RegistryConfig};
 use crate::maintain::repair::{Sources, Tree};
@@ -17,8 +17,7 @@ const HANDLES_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("not zero");
 
 /// What the command line says.
 pub(super) struct Given {
-    pub(super) data: Option<PathBuf>,
-    pub(super) local: Option<PathBuf>,
+    pub(super) place: Place,
     pub(super) config: Option<PathBuf>,
     pub(super) upstream: Option<String>,
     pub(super) repair: bool,
@@ -34,7 +33,7 @@ pub(super) struct Target {
 
 /// The trees that are meant, at least one.
 pub(super) fn targets(given: Given) -> Result<Vec<Target>, Unusable> {
-    let Given { data, local, config, upstream, repair } = given;
+    let Given { place, config, upstream, repair } = given;
     let config = config.or_else(|| path_variable("SPLICEWAY_CONFIG"));
     let upstream = upstream.or_else(|| text_variable("SPLICEWAY_UPSTREAM")).filter(|_| repair);
     if repair && config.is_none() && upstream.is_none() {
@@ -42,17 +41,17 @@ pub(super) fn targets(given: Given) -> Result<Vec<Target>, Unusable> {
                        FILE, or the registry with --upstream URL, as for `serve`";
         return Err(Unusable::Usage(message.to_owned()));
     }
-    let within = local.clone().or_else(|| data.clone());
+    let within = place.local.clone().or_else(|| place.data.clone());
     let flags = Flags {
         config,
-        data: data.clone().or_else(|| path_variable("SPLICEWAY_DATA")),
+        data: place.data.clone().or_else(|| path_variable("SPLICEWAY_DATA")),
         upstream,
         ..Flags::default()
     };
     if let Some(file) = &flags.config {
         return configured(file, &flags, within.as_deref(), repair);
     }
-    let trees = tree::find(data, local)?;
+    let trees = place.find()?;
     if !repair {
         return of_registry(trees, None, |_| true);
     }
