@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::thread;
 
 use super::*;
