@@ -209,9 +209,11 @@ impl Scrub<'_> {
                 (self.report)(Event::Transient { digest: *digest, cause });
             }
             Ok(Look::Wrong(wrong)) => self.wrong(digest, wrong)?,
-            Err(error) if is_absence(&error) => {}
+            // Its directory is what is left of it: nothing was read.
+            Err(error) if is_absence(&error) => return Ok(true),
             Err(error) => self.unchecked(&path, error),
         }
+        self.done.blobs += 1;
         Ok(true)
     }
 
@@ -295,7 +297,6 @@ impl Scrub<'_> {
     /// This blob is done with.
     fn passed(&mut self, digest: Digest) {
         self.progress.last = Some(digest);
-        self.done.blobs += 1;
         self.done.bytes += std::mem::take(&mut self.reader.bytes);
         if self.told.elapsed() >= TELL_EVERY {
             self.tell(self.share());
